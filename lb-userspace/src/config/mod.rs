@@ -1,0 +1,1 @@
+//! The configuration file: raw YAML with positions, then validated into a `Snapshot`.

@@ -1,0 +1,9 @@
+//! The agent of Sluice.
+//!
+//! Three rings: *pure* (`model`, `plan`), *edge* (`config`, `net`, `dataplane`) and the `engine` that joins them.
+//! Dependencies point inward.
+
+pub mod config;
+pub mod model;
+pub mod net;
+pub mod plan;

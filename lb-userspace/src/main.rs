@@ -1,0 +1,2 @@
+//! `sluice`: the agent and its tools.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Links, addresses and sockets, through netlink.

@@ -1,0 +1,1 @@
+//! From what is wanted and what is installed to what must be written: pure.

@@ -1,0 +1,1 @@
+//! What the tests of Sluice share: packet builders, the namespace lab, real programs.

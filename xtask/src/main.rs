@@ -1,0 +1,2 @@
+//! `cargo xtask`: set-up, eBPF build, demo, test, bench and lint.
+fn main() {}
