@@ -1,1 +1,180 @@
-//! What the agent is told to do, validated.
+//! What the agent is told to do, validated. Every source (file, later Kubernetes) produces a [`Snapshot`];
+//! everything after it is shared.
+
+use std::{fmt, net::IpAddr, path::PathBuf};
+
+use serde::Serialize;
+
+/// The whole wanted state, as one source gives it. Consistent: see `config` for what is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// This node's own addresses, as the configuration names them.
+    pub node_addresses: Vec<IpAddr>,
+    /// The interfaces that packets for VIPs arrive on.
+    pub uplinks: Vec<Uplink>,
+    /// Directory on a bpffs under which maps and links are pinned.
+    pub pin_directory: PathBuf,
+    /// How large the maps are; fixed while the agent runs.
+    pub capacities: Capacities,
+    /// How often the data plane itself answers.
+    pub limits: Limits,
+    /// One entry for each (VIP, protocol, port); no key twice.
+    pub services: Vec<Service>,
+}
+
+/// An interface that the XDP program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Uplink {
+    /// Interface name, at most 15 bytes (`IFNAMSIZ`).
+    pub interface: String,
+    /// How the program is attached.
+    pub mode: XdpModeChoice,
+}
+
+/// How an XDP program may be attached to an uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpModeChoice {
+    /// Native where the driver can, generic otherwise.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// On the socket buffer, after the driver; slower, works everywhere.
+    Generic,
+}
+
+/// Entries of each map. Memory follows from these alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Capacities {
+    /// Services: (VIP, protocol, port).
+    pub services: u32,
+    /// Backends, each (address, protocol, port) once however many services share it.
+    pub backends: u32,
+    /// Maglev slots over all services. A changed table needs a second range while it is switched.
+    pub maglev_slots: u32,
+    /// Recorded bypasses: connections that reach a pod without Sluice, or through a VIP that is not the endpoint's default.
+    pub bypasses: u32,
+    /// Entries of the flow cache (recorded UDP).
+    pub flows: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self { services: 4096, backends: 16_384, maglev_slots: 1 << 20, bypasses: 1 << 16, flows: 1 << 18 }
+    }
+}
+
+/// Rates of the packets that the data plane makes itself, per CPU and second, with as many in one burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// TCP RST and ICMP unreachable for closed ports and services without a backend.
+    pub refusals: u32,
+    /// ICMP echo replies for VIPs.
+    pub echo_replies: u32,
+    /// ICMP Time Exceeded and Packet Too Big.
+    pub icmp_errors: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { refusals: 1000, echo_replies: 1000, icmp_errors: 1000 }
+    }
+}
+
+/// Transport protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// How a reply is told from what the pod sends on its own account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplyMode {
+    /// All that leaves the endpoint's port carries the VIP as its source. The only mode of TCP.
+    Static,
+    /// UDP: replies to clients whose packets came through the VIP carry it. The default of UDP.
+    Recorded,
+    /// UDP: nothing is rewritten, recorded or looked up.
+    None,
+}
+
+/// How a packet gets from the uplink into the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rung {
+    /// `XDP_REDIRECT` into the host-side veth.
+    Redirect,
+    /// `bpf_redirect_peer` at the uplink's tc ingress.
+    Peer,
+    /// `XDP_PASS`, and the kernel routes.
+    Stack,
+}
+
+/// The rung that the user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RungChoice {
+    /// The best one whose self-test passes.
+    #[default]
+    Auto,
+    /// This one or none.
+    #[serde(untagged)]
+    Only(Rung),
+}
+
+/// One (VIP, protocol, port) and the backends behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Name in the configuration; a service with several ports appears once for each, under the same name.
+    pub name: String,
+    /// The virtual address.
+    pub vip: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port at the VIP, never 0.
+    pub port: u16,
+    /// How replies are recognized.
+    pub replies: ReplyMode,
+    /// Asked-for delivery rung.
+    pub rung: RungChoice,
+    /// Of the VIP's family; each (address, port) once. May be empty: the service then refuses.
+    pub backends: Vec<Backend>,
+}
+
+/// A pod's address and port behind a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Backend {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The pod's port, never 0.
+    pub port: u16,
+    /// Share of new connections relative to the service's other backends, 1 to 1000 (0 only beside others that are not).
+    pub weight: u16,
+    /// No new connections.
+    pub drain: bool,
+}
