@@ -1,0 +1,352 @@
+//! What kernel and user space exchange through maps. Ports and identifiers are host-order integers and addresses
+//! are bytes in the order people write them, so that `bpftool map dump` can be read.
+//!
+//! All structs are `repr(C)` with explicit padding, which is zero: keys are compared as bytes.
+
+use crate::{address::Address, word::Word};
+
+/// Version of this layout; a data plane of another version is not adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// IANA protocol numbers.
+pub mod protocol {
+    use network_types::ip::IpProto;
+    /// RFC 792.
+    pub const ICMP: u8 = IpProto::Icmp as u8;
+    /// RFC 9293.
+    pub const TCP: u8 = IpProto::Tcp as u8;
+    /// RFC 768.
+    pub const UDP: u8 = IpProto::Udp as u8;
+    /// RFC 4443.
+    pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
+}
+
+/// An (address, port, protocol): key of `services` with a VIP, of `endpoints` with a pod's address.
+/// Port and protocol 0 stand for the address as a whole in the index of VIPs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// VIP, or the pod's address.
+    pub address: Address,
+    /// Host order.
+    pub port: u16,
+    /// IANA number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+const _: () = assert!(size_of::<ServiceKey>() == 24);
+
+impl ServiceKey {
+    /// Key of this address, port and protocol.
+    #[inline(always)]
+    pub const fn new(address: Address, port: u16, protocol: u8) -> Self {
+        Self { address, port, protocol, pad: [0; 5] }
+    }
+
+    /// Key of the VIP itself.
+    #[inline(always)]
+    pub const fn of_vip(address: Address) -> Self {
+        Self::new(address, 0, 0)
+    }
+}
+
+/// Value of `services`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Service {
+    /// Index into `service_addresses` and `service_counters`.
+    pub id: u32,
+    /// [`service_flags`].
+    pub flags: u32,
+    /// First slot in `maglev`.
+    pub slots: u32,
+    /// Logarithm to base 2 of the number of slots.
+    pub slots_log2: u32,
+    /// First entry in `members`.
+    pub members: u32,
+    /// Entries in `members`; 0 refuses.
+    pub members_count: u32,
+}
+const _: () = assert!(size_of::<Service>() == 24);
+
+/// Bits of [`Service::flags`].
+pub mod service_flags {
+    /// UDP: clients are recorded in `flows`.
+    pub const RECORD: u32 = 1 << 0;
+    /// Without a client behind it: the entry stands for a VIP as a whole.
+    pub const VIP: u32 = 1 << 1;
+}
+
+/// Sixteen slots of a Maglev table, because array elements take eight bytes at least and slots are four.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, align(64))]
+pub struct SlotBlock {
+    /// Consecutive slots.
+    pub slots: [Slot; SLOTS_PER_BLOCK],
+}
+/// Slots in one element of `maglev`.
+pub const SLOTS_PER_BLOCK: usize = 16;
+const _: () = assert!(size_of::<SlotBlock>() == 4 * SLOTS_PER_BLOCK);
+
+/// One slot of a Maglev table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, align(4))]
+pub struct Slot {
+    /// Current owner: position in the service's range of `members`.
+    pub owner: u16,
+    /// Reference to the slot's earlier owners; 0: none, the slot is stable.
+    pub history: u16,
+}
+
+/// A backend as a member of one service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Member {
+    /// Index into `backends`.
+    pub backend: u32,
+    /// [`member_flags`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Member>() == 8);
+
+/// Bits of [`Member::flags`].
+pub mod member_flags {
+    /// The service is not the default one of this endpoint: its connections are recorded in `bypasses`.
+    pub const RECORD: u32 = 1 << 0;
+}
+
+/// Value of `backends`: a pod's (address, port, protocol), once however many services share it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Backend {
+    /// The pod's address.
+    pub address: Address,
+    /// The pod's port, host order.
+    pub port: u16,
+    /// IANA number.
+    pub protocol: u8,
+    /// [`rung`]; 0 where the backend cannot be reached.
+    pub rung: u8,
+    /// Index into `next_hops` and `tx_ports`.
+    pub next_hop: u32,
+    /// The pod's network namespace as `IFLA_LINK_NETNSID` of its host-side veth names it, or `u32::MAX`.
+    pub netns_id: u32,
+    /// Grows each time the backend's place changes.
+    pub generation: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Zero.
+    pub pad2: u32,
+}
+const _: () = assert!(size_of::<Backend>() == 40);
+
+/// Values of [`Backend::rung`].
+pub mod rung {
+    /// The backend cannot be reached.
+    pub const NONE: u8 = 0;
+    /// `XDP_REDIRECT` into the host-side veth.
+    pub const REDIRECT: u8 = 1;
+    /// `bpf_redirect_peer` at the uplink's tc ingress.
+    pub const PEER: u8 = 2;
+    /// The node's own stack routes.
+    pub const STACK: u8 = 3;
+}
+
+/// Value of `next_hops`: where a frame for a pod goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct NextHop {
+    /// The host-side interface.
+    pub ifindex: u32,
+    /// Bytes of the largest IP packet it takes.
+    pub mtu: u32,
+    /// The pod's MAC.
+    pub destination_mac: [u8; 6],
+    /// The host-side interface's MAC.
+    pub source_mac: [u8; 6],
+    /// Zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<NextHop>() == 24);
+
+/// Value of `endpoints`: what the return path knows of a pod's (address, port, protocol).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Endpoint {
+    /// VIP of the default service: the oldest that has this endpoint.
+    pub vip: Address,
+    /// Port of the default service, host order.
+    pub vip_port: u16,
+    /// [`endpoint_flags`].
+    pub flags: u16,
+    /// Index into `backends`, `backend_counters` and `endpoint_bypasses`.
+    pub backend: u32,
+    /// The default service.
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Endpoint>() == 32);
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// What leaves the endpoint's port belongs to the default service unless it is recorded otherwise.
+    pub const STATIC: u16 = 1 << 0;
+    /// What leaves the endpoint's port belongs to the service that `flows` has for the client.
+    pub const RECORDED: u16 = 1 << 1;
+    /// Delivered by the stack: replies are rewritten at the uplink, not at the pod's interface.
+    pub const STACK: u16 = 1 << 2;
+    /// Not served yet: bypasses are recorded, replies are left alone.
+    pub const LEARNING: u16 = 1 << 3;
+    /// The agent's own, for the length of a self-test.
+    pub const SELF_TEST: u16 = 1 << 4;
+}
+
+/// Key of `bypasses`: one connection of an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(C)]
+pub struct BypassKey {
+    /// The other end.
+    pub client: Address,
+    /// The pod.
+    pub pod: Address,
+    /// Host order.
+    pub client_port: u16,
+    /// Host order.
+    pub pod_port: u16,
+    /// IANA number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+const _: () = assert!(size_of::<BypassKey>() == 40);
+
+/// Value of `bypasses`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Bypass {
+    /// [`NO_SERVICE`]: the connection reached the pod without a VIP. Otherwise the service it came through.
+    pub service: u32,
+    /// When it was last written, in ticks of [`coarse_ticks`].
+    pub since: u32,
+}
+const _: () = assert!(size_of::<Bypass>() == 8);
+
+/// In [`Bypass::service`]: no service, the connection is left alone.
+pub const NO_SERVICE: u32 = u32::MAX;
+
+/// Packets and bytes (of IP) that one CPU has seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of whole frames.
+    pub bytes: u64,
+}
+
+/// Value of `settings`, one element: what the agent may change while the programs run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Settings {
+    /// [`ABI_VERSION`].
+    pub abi_version: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Cluster-wide seed of the hash that chooses slots.
+    pub maglev_seed: u64,
+    /// This node's seed of the flow cache and the indexes.
+    pub table_seed: u64,
+    /// Source of ICMP Time Exceeded for IPv4; zero: the packet's own destination.
+    pub node_v4: Address,
+    /// Source of ICMP Time Exceeded for IPv6; zero: the packet's own destination.
+    pub node_v6: Address,
+    /// By [`limiter::Class`](crate::limiter::Class).
+    pub limits: [Limit; 3],
+    /// How long a remembered route of a client is used, in jiffies.
+    pub route_lifetime: u64,
+    /// Grows when a route or neighbour changes: what was remembered before is not used.
+    pub route_epoch: u64,
+}
+
+/// A token bucket's parameters, in 1/65536 packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Limit {
+    /// Tokens that the full bucket holds.
+    pub burst: u64,
+    /// Tokens that a jiffy brings.
+    pub per_jiffy: u64,
+}
+
+/// A token bucket's state, one for each CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Bucket {
+    /// In 1/65536 packets.
+    pub tokens: u64,
+    /// Jiffies of the last packet; 0: never used, the bucket is full.
+    pub since: u64,
+}
+
+/// A remembered route to a client, one table for each CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Route {
+    /// The client.
+    pub client: Address,
+    /// Jiffies at which it was asked for.
+    pub since: u64,
+    /// [`Settings::route_epoch`] of that moment.
+    pub epoch: u64,
+    /// Interface that it leaves by.
+    pub ifindex: u32,
+    /// Flags of `bpf_redirect`: `BPF_F_INGRESS` for a client on this node.
+    pub flags: u32,
+    /// Next hop's MAC.
+    pub destination_mac: [u8; 6],
+    /// Interface's MAC.
+    pub source_mac: [u8; 6],
+    /// Zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Route>() == 56);
+
+/// Value of `uplinks`, by interface index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Uplink {
+    /// The interface's MAC.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// What XDP leaves in front of a frame for the uplink's tc ingress program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Metadata {
+    /// [`METADATA_MAGIC`].
+    pub magic: u32,
+    /// Interface for `bpf_redirect_peer`; 0: the stack delivers.
+    pub ifindex: u32,
+}
+/// "Slui" in ASCII: no other program's metadata is taken for ours.
+pub const METADATA_MAGIC: u32 = u32::from_be_bytes(*b"Slui");
+
+/// The number of bits by which jiffies are shifted to give the coarse time of records: 0.25 s at 1000 Hz, 1 s at 250.
+pub const COARSE_SHIFT: u32 = 8;
+
+/// Coarse time of records, wrapping.
+#[inline(always)]
+pub const fn coarse_ticks(jiffies: u64) -> u32 {
+    (jiffies >> COARSE_SHIFT) as u32
+}
+
+/// How many bypasses (and records of other services) an endpoint has: value of `endpoint_bypasses`.
+#[repr(C)]
+pub struct BypassCount {
+    /// Never less than the records in the map.
+    pub count: Word,
+}

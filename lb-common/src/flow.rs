@@ -1,0 +1,219 @@
+//! The flow cache: a 4-way set-associative table in plain shared memory, correct under concurrent writers on all
+//! CPUs and a sweeper in user space.
+//!
+//! An entry is four words. `control` carries the identity (kind, backend, client port) in its low 48 bits and a
+//! sequence above; identity 0 with an even sequence is free, with an odd one being written. A writer claims an entry
+//! by compare-and-swap to identity 0 and an odd sequence, stores address and value, and publishes `control` with the
+//! next even sequence. A reader wants `control` to carry the identity, reads address and value, and wants `control`
+//! unchanged after. Nobody waits: a lost race or a torn read is a miss.
+
+use crate::{address::Address, word::Word};
+
+/// Entries in a bucket.
+pub const WAYS: usize = 4;
+
+const IDENTITY: u64 = (1 << 48) - 1;
+const SEQUENCE: u64 = 1 << 48;
+/// In [`Key::identity`]: recorded UDP. Identity 0 is never a key.
+const KIND_UDP: u64 = 1 << 47;
+/// Backends are numbered below this in an identity.
+const BACKENDS: u64 = 1 << 28;
+
+/// One record; 32 bytes, so that two share a cache line and none crosses it.
+#[repr(C, align(32))]
+pub struct Entry {
+    /// Identity and sequence.
+    pub control: Word,
+    /// The client's address.
+    pub client: [Word; 2],
+    /// Service in bits 0–31, coarse time of last use in 32–63.
+    pub value: Word,
+}
+const _: () = assert!(size_of::<Entry>() == 32);
+
+/// [`WAYS`] entries.
+#[repr(C)]
+pub struct Bucket {
+    /// In no order.
+    pub entries: [Entry; WAYS],
+}
+
+/// Whose replies the record is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    client: [u64; 2],
+    identity: u64,
+}
+
+impl Key {
+    /// A UDP client of a backend.
+    #[inline(always)]
+    pub const fn udp(backend: u32, client: Address, client_port: u16) -> Self {
+        let identity = KIND_UDP | (backend as u64 & (BACKENDS - 1)) << 16 | client_port as u64;
+        Self { client: client.words(), identity }
+    }
+
+    /// The key's bucket, in the high bits.
+    #[inline(always)]
+    pub const fn hash(&self, seed: u64) -> u64 {
+        let mut x = (self.client[0] ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 32) ^ self.client[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        x = (x ^ (x >> 32) ^ self.identity).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x ^ (x >> 32)
+    }
+
+    /// The client's address.
+    pub const fn client(&self) -> Address {
+        Address::from_words(self.client)
+    }
+
+    /// Backend and client port.
+    pub const fn parts(&self) -> (u32, u16) {
+        (((self.identity >> 16) & (BACKENDS - 1)) as u32, self.identity as u16)
+    }
+
+    #[inline(always)]
+    fn is_in(&self, entry: &Entry, control: u64) -> bool {
+        control & IDENTITY == self.identity
+            && entry.client[1].load() == self.client[1]
+            && entry.client[0].load() == self.client[0]
+    }
+}
+
+/// The service that a record names; refreshed where `now` has moved on.
+#[inline(always)]
+pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
+    for entry in &bucket.entries {
+        let control = entry.control.load();
+        if key.is_in(entry, control) {
+            let value = entry.value.load();
+            if entry.control.load() == control {
+                if (value >> 32) as u32 != now {
+                    // Only the time changes, so a lost race can never change the service.
+                    entry.value.swap_if(value, pack(value as u32, now));
+                }
+                return Some(value as u32);
+            }
+        }
+    }
+    None
+}
+
+/// Records that `key` came through `service`; the oldest record of the bucket goes where it is full.
+#[inline(always)]
+pub fn record(bucket: &Bucket, key: &Key, service: u32, now: u32) {
+    let (mut best, mut way, mut seen) = (u64::MAX, 0usize, 0u64);
+    for (i, entry) in bucket.entries.iter().enumerate() {
+        let control = entry.control.load();
+        if key.is_in(entry, control) {
+            (best, way, seen) = (0, i, control);
+            break;
+        }
+        let rank = rank(control, entry.value.load(), now);
+        if rank < best {
+            (best, way, seen) = (rank, i, control);
+        }
+    }
+    if best != u64::MAX {
+        write(&bucket.entries[way & (WAYS - 1)], seen, key, pack(service, now));
+    }
+}
+
+#[inline(always)]
+const fn pack(service: u32, now: u32) -> u64 {
+    service as u64 | (now as u64) << 32
+}
+
+/// Replacement order, lowest first: free, then the longest unused; one that is being written never.
+#[inline(always)]
+const fn rank(control: u64, value: u64, now: u32) -> u64 {
+    if control & SEQUENCE != 0 {
+        u64::MAX
+    } else if control & IDENTITY == 0 {
+        0
+    } else {
+        1 + (u32::MAX - now.wrapping_sub((value >> 32) as u32)) as u64
+    }
+}
+
+/// Claims the entry seen as `seen`, fills and publishes it. Nothing happens where another writer was faster.
+#[inline(always)]
+fn write(entry: &Entry, seen: u64, key: &Key, value: u64) {
+    let busy = (seen & !IDENTITY).wrapping_add(SEQUENCE);
+    if seen & SEQUENCE != 0 || !entry.control.swap_if(seen, busy) {
+        return;
+    }
+    entry.client[0].store(key.client[0]);
+    entry.client[1].store(key.client[1]);
+    entry.value.store(value);
+    entry.control.publish(key.identity | busy.wrapping_add(SEQUENCE));
+}
+
+/// Consistent copy of an entry: key, service, coarse time of last use. For sweeper, status and tests.
+#[cfg(not(target_arch = "bpf"))]
+pub fn snapshot(entry: &Entry) -> Option<(Key, u32, u32)> {
+    let control = entry.control.load();
+    let key = Key { client: [entry.client[0].load(), entry.client[1].load()], identity: control & IDENTITY };
+    let value = entry.value.load();
+    (control & IDENTITY != 0 && entry.control.load() == control).then_some((key, value as u32, (value >> 32) as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket() -> Bucket {
+        let word = || Word::new(0);
+        let entry = || Entry { control: word(), client: [word(), word()], value: word() };
+        Bucket { entries: core::array::from_fn(|_| entry()) }
+    }
+
+    fn key(n: u16) -> Key {
+        Key::udp(3, Address::from_words([0, 5]), n)
+    }
+
+    #[test]
+    fn a_record_is_found_under_its_whole_key_only() {
+        let bucket = bucket();
+        record(&bucket, &key(1), 7, 10);
+        assert_eq!(find(&bucket, &key(1), 10), Some(7));
+        assert_eq!(find(&bucket, &key(2), 10), None);
+        assert_eq!(find(&bucket, &Key::udp(4, Address::from_words([0, 5]), 1), 10), None);
+        assert_eq!(find(&bucket, &Key::udp(3, Address::from_words([0, 6]), 1), 10), None);
+    }
+
+    #[test]
+    fn the_longest_unused_goes_first_also_when_the_clock_wraps() {
+        let bucket = bucket();
+        for n in 0..4 {
+            record(&bucket, &key(n), 1, (u32::MAX - 1).wrapping_add(n.into()));
+        }
+        assert_eq!(find(&bucket, &key(0), 3), Some(1), "use refreshes");
+        record(&bucket, &key(4), 1, 4);
+        assert_eq!(find(&bucket, &key(1), 4), None);
+        assert!([0, 2, 3, 4].iter().all(|n| find(&bucket, &key(*n), 4).is_some()));
+    }
+
+    #[test]
+    fn a_new_service_of_the_same_client_takes_the_same_entry() {
+        let bucket = bucket();
+        record(&bucket, &key(1), 1, 1);
+        record(&bucket, &key(1), 2, 2);
+        assert_eq!(find(&bucket, &key(1), 2), Some(2));
+        assert_eq!(bucket.entries.iter().filter_map(snapshot).count(), 1);
+    }
+
+    #[test]
+    fn an_entry_that_is_being_written_is_neither_found_nor_taken() {
+        let bucket = bucket();
+        for n in 0..4 {
+            record(&bucket, &key(n), 1, 1);
+        }
+        for entry in &bucket.entries {
+            entry.control.store((entry.control.load() & !IDENTITY).wrapping_add(SEQUENCE));
+        }
+        assert_eq!(find(&bucket, &key(0), 1), None);
+        record(&bucket, &key(9), 1, 2);
+        assert_eq!(find(&bucket, &key(9), 2), None);
+    }
+}

@@ -1,0 +1,263 @@
+//! From a frame to the few facts that decide: one parser for kernel and host, XDP and tc, IPv4 and IPv6.
+//!
+//! No header's length is assumed: each is read and bounded, or the frame gets a named defect.
+
+use core::mem::offset_of;
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
+
+use crate::{
+    abi::protocol,
+    address::Address,
+    packet::{Frame, View},
+    reason::Reason,
+};
+
+/// VLAN tags that are looked through (802.1Q, 802.1ad).
+pub const MAX_TAGS: usize = 2;
+/// IPv6 extension headers that are looked through.
+pub const MAX_EXTENSION_HEADERS: usize = 6;
+/// Bytes of IPv6 extension headers that are looked through.
+pub const MAX_EXTENSION_BYTES: usize = 512;
+
+/// Bytes of an Ethernet header without tags.
+pub const ETHERNET: usize = EthHdr::LEN;
+/// Bytes of an IPv4 header without options.
+pub const IPV4: usize = Ipv4Hdr::LEN;
+/// Bytes of an IPv6 header.
+pub const IPV6: usize = Ipv6Hdr::LEN;
+/// Bytes of a TCP header without options.
+pub const TCP: usize = 20;
+/// Bytes of a UDP header, and of the part of TCP's that holds ports and sequence number.
+pub const UDP: usize = 8;
+
+/// EtherTypes in memory order.
+pub mod ethertype {
+    /// 802.1Q.
+    pub const VLAN: u16 = 0x8100u16.to_be();
+    /// 802.1ad.
+    pub const QINQ: u16 = 0x88a8u16.to_be();
+    /// RFC 894.
+    pub const IPV4: u16 = 0x0800u16.to_be();
+    /// RFC 2464.
+    pub const IPV6: u16 = 0x86ddu16.to_be();
+}
+
+/// Offsets in an IPv4 header (RFC 791).
+pub mod v4 {
+    use super::{Ipv4Hdr, offset_of};
+    /// Version and header length.
+    pub const VERSION_IHL: usize = 0;
+    /// Bytes of the packet.
+    pub const LENGTH: usize = 2;
+    /// Flags and fragment offset.
+    pub const FRAGMENT: usize = 6;
+    /// Time to live.
+    pub const TTL: usize = offset_of!(Ipv4Hdr, ttl);
+    /// Protocol.
+    pub const PROTOCOL: usize = offset_of!(Ipv4Hdr, proto);
+    /// Header checksum.
+    pub const CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
+    /// Source address.
+    pub const SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
+    /// Destination address.
+    pub const DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
+}
+
+/// Offsets in an IPv6 header (RFC 8200).
+pub mod v6 {
+    use super::{Ipv6Hdr, offset_of};
+    /// Bytes after the header.
+    pub const LENGTH: usize = offset_of!(Ipv6Hdr, payload_len);
+    /// Next header.
+    pub const NEXT: usize = offset_of!(Ipv6Hdr, next_hdr);
+    /// Hop limit.
+    pub const HOPS: usize = offset_of!(Ipv6Hdr, hop_limit);
+    /// Source address.
+    pub const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
+    /// Destination address.
+    pub const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
+}
+
+/// IPv6 extension headers (RFC 8200, 4; RFC 4302).
+mod extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION: u8 = 60;
+}
+
+/// What a frame's headers say.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers {
+    /// Offset of the IP header; `ETHERNET` and four for each VLAN tag.
+    pub l3: usize,
+    /// Offset of the transport header. Means nothing where there is a defect.
+    pub l4: usize,
+    /// Bytes of the IP packet; the frame may be longer (Ethernet padding), never shorter.
+    pub length: usize,
+    /// IPv4, or IPv6.
+    pub is_v4: bool,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub hops: u8,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Why only the addresses can be relied on.
+    pub defect: Option<Reason>,
+}
+
+impl Headers {
+    /// Bytes that VLAN tags take.
+    #[inline(always)]
+    pub const fn tag_bytes(&self) -> usize {
+        self.l3 - ETHERNET
+    }
+
+    /// Bytes from the transport header to the end of the IP packet.
+    #[inline(always)]
+    pub const fn l4_length(&self) -> usize {
+        (self.l3 + self.length).wrapping_sub(self.l4)
+    }
+}
+
+/// Reads the headers of a frame. `None` for what is not IP, or too short to say from whom to whom.
+#[inline(always)]
+pub fn parse<F: Frame>(frame: &F) -> Option<Headers> {
+    let ethernet = frame.at::<ETHERNET>(0)?;
+    let mut kind: u16 = ethernet.get::<12, _>();
+    let mut l3 = ETHERNET;
+    for _ in 0..MAX_TAGS {
+        if kind == ethertype::VLAN || kind == ethertype::QINQ {
+            kind = frame.at::<4>(l3)?.get::<2, _>();
+            l3 += 4;
+        }
+    }
+    match kind {
+        ethertype::IPV4 => parse_v4(frame, l3),
+        ethertype::IPV6 => parse_v6(frame, l3),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse_v4<F: Frame>(frame: &F, l3: usize) -> Option<Headers> {
+    let ip = frame.at::<IPV4>(l3)?;
+    let version_ihl: u8 = ip.get::<{ v4::VERSION_IHL }, _>();
+    let header = (version_ihl & 15) as usize * 4;
+    let length = u16::from_be(ip.get::<{ v4::LENGTH }, _>()) as usize;
+    // More fragments, or an offset; the reserved bit and DF are neither.
+    let fragment = ip.get::<{ v4::FRAGMENT }, u16>() & 0x3fffu16.to_be() != 0;
+    let protocol: u8 = ip.get::<{ v4::PROTOCOL }, _>();
+    let defect = if version_ihl >> 4 != 4
+        || header < IPV4
+        || length < header + transport_minimum(protocol, fragment)
+        || !frame.holds(l3 + length)
+    {
+        Some(Reason::Malformed)
+    } else if fragment {
+        Some(Reason::Fragment)
+    } else {
+        None
+    };
+    Some(Headers {
+        l3,
+        l4: l3 + header,
+        length,
+        is_v4: true,
+        protocol,
+        hops: ip.get::<{ v4::TTL }, _>(),
+        source: Address::from_v4_word(ip.get::<{ v4::SOURCE }, _>()),
+        destination: Address::from_v4_word(ip.get::<{ v4::DESTINATION }, _>()),
+        defect,
+    })
+}
+
+#[inline(always)]
+fn parse_v6<F: Frame>(frame: &F, l3: usize) -> Option<Headers> {
+    let ip = frame.at::<IPV6>(l3)?;
+    let payload = u16::from_be(ip.get::<{ v6::LENGTH }, _>()) as usize;
+    let length = IPV6 + payload;
+    let (protocol, extensions, mut defect) = match ip.get::<{ v6::NEXT }, u8>() {
+        next @ (protocol::TCP | protocol::UDP | protocol::ICMPV6) => (next, 0, None),
+        next => skip_extensions(frame, l3 + IPV6, next),
+    };
+    if ip.get::<0, u8>() >> 4 != 6
+        || payload < extensions + transport_minimum(protocol, defect.is_some())
+        || !frame.holds(l3 + length)
+    {
+        defect = Some(Reason::Malformed);
+    }
+    Some(Headers {
+        l3,
+        l4: l3 + IPV6 + extensions,
+        length,
+        is_v4: false,
+        protocol,
+        hops: ip.get::<{ v6::HOPS }, _>(),
+        source: Address::from_words([ip.get::<{ v6::SOURCE }, _>(), ip.get::<{ v6::SOURCE + 8 }, _>()]),
+        destination: Address::from_words([ip.get::<{ v6::DESTINATION }, _>(), ip.get::<{ v6::DESTINATION + 8 }, _>()]),
+        defect,
+    })
+}
+
+/// Bytes of transport header that must be there for the packet to be steered.
+#[inline(always)]
+const fn transport_minimum(protocol: u8, opaque: bool) -> usize {
+    match protocol {
+        _ if opaque => 0,
+        protocol::TCP => TCP,
+        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => UDP,
+        _ => 0,
+    }
+}
+
+/// Follows extension headers from `next` at `start`: the transport protocol, bytes of extensions, and a defect.
+#[inline(always)]
+fn skip_extensions<F: Frame>(frame: &F, start: usize, mut next: u8) -> (u8, usize, Option<Reason>) {
+    let mut bytes = 0;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        let unit = match next {
+            extension::AUTHENTICATION => 4,
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION | extension::FRAGMENT => 8,
+            _ => return (next, bytes, None),
+        };
+        let Some(header) = frame.at::<8>(start + bytes) else {
+            return (next, bytes, Some(Reason::Malformed));
+        };
+        let units = header.get::<1, u8>() as usize;
+        if next == extension::FRAGMENT {
+            // An atomic fragment (RFC 6946) is a whole packet; anything else is a piece of one.
+            if header.get::<2, u16>() & 0xfff9u16.to_be() != 0 {
+                return (next, bytes, Some(Reason::Fragment));
+            }
+            bytes += 8;
+        } else {
+            // Segments left: the destination is not the last one, and the checksum is not over it.
+            if next == extension::ROUTING && header.get::<3, u8>() != 0 {
+                return (next, bytes, Some(Reason::OtherProtocol));
+            }
+            // RFC 4302, 2.2: in four-byte units, less two. RFC 8200: in eight-byte units, less one.
+            bytes += 8 + units * unit;
+        }
+        if bytes > MAX_EXTENSION_BYTES {
+            return (next, 0, Some(Reason::TooManyHeaders));
+        }
+        next = header.get::<0, _>();
+    }
+    match next {
+        extension::HOP_BY_HOP
+        | extension::ROUTING
+        | extension::DESTINATION
+        | extension::FRAGMENT
+        | extension::AUTHENTICATION => (next, 0, Some(Reason::TooManyHeaders)),
+        _ => (next, bytes, None),
+    }
+}

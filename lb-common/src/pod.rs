@@ -1,0 +1,29 @@
+//! What may be read from and written to maps as plain bytes.
+
+use crate::abi::*;
+
+// A macro because aya's marker trait wants one impl for each type.
+macro_rules! plain {
+    ($($t:ty),* $(,)?) => {$(
+        // SAFETY: repr(C), plain integers, padding explicit; any bytes are a value.
+        unsafe impl aya::Pod for $t {}
+    )*};
+}
+
+plain!(
+    ServiceKey,
+    Service,
+    SlotBlock,
+    Member,
+    Backend,
+    NextHop,
+    Endpoint,
+    BypassKey,
+    Bypass,
+    Counter,
+    Settings,
+    Bucket,
+    Route,
+    Uplink,
+    crate::address::Address,
+);

@@ -1,0 +1,124 @@
+//! Why a packet went where it went. Each packet is counted under exactly one reason.
+
+/// Outcome of one packet at one program.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum Reason {
+    /// Rewritten and sent into the pod by `XDP_REDIRECT`.
+    Redirected = 0,
+    /// Rewritten and handed to `bpf_redirect_peer`.
+    Peered,
+    /// Rewritten and handed to the node's own stack.
+    Stacked,
+    /// A reply of a pod that now carries the VIP.
+    Replied,
+    /// An ICMP echo request to a VIP, answered.
+    EchoAnswered,
+    /// A closed port of a VIP: TCP RST or ICMP port unreachable.
+    PortClosed,
+    /// A service without a backend: TCP RST or ICMP port unreachable.
+    NoBackend,
+    /// TTL or hop limit used up: ICMP Time Exceeded.
+    TtlExceeded,
+    /// Longer than the pod's MTU: ICMP Fragmentation Needed or Packet Too Big.
+    TooBig,
+    /// Neither IPv4 nor IPv6: passed.
+    NotIp,
+    /// To no VIP: passed.
+    NotForUs,
+    /// To a VIP by a protocol other than TCP, UDP and ICMP echo: passed.
+    OtherProtocol,
+    /// A fragment to a VIP: passed.
+    Fragment,
+    /// To a VIP, with a header that is cut short or contradicts itself: dropped.
+    Malformed,
+    /// To a VIP, with more IPv6 extension headers, or longer ones, than are looked through: dropped.
+    TooManyHeaders,
+    /// A RST, or something else that must not be answered, to what would be refused: dropped.
+    NotAnswered,
+    /// An answer above its rate limit: dropped.
+    RateLimited,
+    /// The chosen backend cannot be reached now: dropped.
+    BackendUnreachable,
+    /// A table that contradicts another, which is a defect or a map changed by hand: dropped.
+    BrokenTable,
+    /// A connection that must be recorded, while the map of bypasses is full: dropped.
+    BypassesFull,
+    /// The next hop's port is gone from the device map: dropped.
+    NoPort,
+    /// The frame could not be resized or given metadata: dropped.
+    NoRoom,
+    /// From a pod, and no reply of a service: passed.
+    NotAReply,
+    /// A reply of a connection that reached the pod without a VIP: passed.
+    Bypassed,
+    /// To a pod, beside Sluice, and recorded (or known) as a bypass: passed.
+    BypassSeen,
+    /// UDP from an endpoint to somebody whose packets did not come through the VIP: passed.
+    Unrecorded,
+    /// The pod's answer to the agent's self-test: dropped, its work being done.
+    SelfTest,
+    /// A reply whose record names a service that is gone: dropped.
+    RecordWithoutService,
+}
+
+/// How many reasons there are.
+pub const REASONS: usize = 28;
+
+impl Reason {
+    /// Every reason with its name as maps, metrics and the status show it, in the order of the map's keys.
+    pub const ALL: [(Self, &'static str); REASONS] = [
+        (Self::Redirected, "redirected"),
+        (Self::Peered, "peered"),
+        (Self::Stacked, "stacked"),
+        (Self::Replied, "replied"),
+        (Self::EchoAnswered, "echo_answered"),
+        (Self::PortClosed, "port_closed"),
+        (Self::NoBackend, "no_backend"),
+        (Self::TtlExceeded, "ttl_exceeded"),
+        (Self::TooBig, "too_big"),
+        (Self::NotIp, "not_ip"),
+        (Self::NotForUs, "not_for_us"),
+        (Self::OtherProtocol, "other_protocol"),
+        (Self::Fragment, "fragment"),
+        (Self::Malformed, "malformed"),
+        (Self::TooManyHeaders, "too_many_headers"),
+        (Self::NotAnswered, "not_answered"),
+        (Self::RateLimited, "rate_limited"),
+        (Self::BackendUnreachable, "backend_unreachable"),
+        (Self::BrokenTable, "broken_table"),
+        (Self::BypassesFull, "bypasses_full"),
+        (Self::NoPort, "no_port"),
+        (Self::NoRoom, "no_room"),
+        (Self::NotAReply, "not_a_reply"),
+        (Self::Bypassed, "bypassed"),
+        (Self::BypassSeen, "bypass_seen"),
+        (Self::Unrecorded, "unrecorded"),
+        (Self::SelfTest, "self_test"),
+        (Self::RecordWithoutService, "record_without_service"),
+    ];
+
+    /// Key in the map `reasons`.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// The name as maps, metrics and the status show it.
+    pub const fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_complete_and_in_the_order_of_the_keys() {
+        for (i, (reason, _)) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason.index() as usize, i);
+        }
+        assert_eq!(Reason::RecordWithoutService.index() as usize + 1, REASONS);
+    }
+}

@@ -1,0 +1,186 @@
+//! The return path: which packets of a pod are replies of a service, and which connections reach a pod beside it.
+//!
+//! These decide only; the tc programs rewrite, because only the kernel's helpers know whether a checksum is complete.
+
+use crate::{
+    abi::{Bypass, BypassKey, Endpoint, NO_SERVICE, ServiceKey, endpoint_flags, protocol},
+    address::Address,
+    headers::{self, Headers, TCP, UDP},
+    packet::{Frame, View},
+    reason::Reason,
+};
+
+/// What the return path asks and tells. BPF maps in the kernel, memory on the host.
+pub trait ReturnTables {
+    /// The endpoint at a pod's address, protocol and port.
+    fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint>;
+    /// Whether a backend has any record in `bypasses`.
+    fn has_bypasses(&self, backend: u32) -> bool;
+    /// The record of a connection.
+    fn bypass(&self, key: &BypassKey) -> Option<Bypass>;
+    /// Records that a connection reaches the endpoint without a VIP. False where it cannot.
+    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool;
+    /// The service that a UDP client of a backend came through.
+    fn flow(&self, backend: u32, client: Address, client_port: u16) -> Option<u32>;
+    /// VIP and port of a service.
+    fn service_address(&self, service: u32) -> Option<ServiceKey>;
+    /// Counts a reply.
+    fn count(&self, service: u32, backend: u32, bytes: u64);
+}
+
+/// Where a reply is rewritten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// On the pod's host-side interface, before the node's stack.
+    Pod,
+    /// On the uplink, after the node's stack, for endpoints that the stack delivers to.
+    Uplink,
+}
+
+/// What becomes of a packet from a pod.
+#[derive(Clone, Copy, Debug)]
+pub enum Reply {
+    /// Left as it is.
+    Pass(Reason),
+    /// Not forwarded.
+    Drop(Reason),
+    /// Source address and port become these.
+    Rewrite {
+        /// Where the headers are.
+        headers: Headers,
+        /// The VIP.
+        vip: Address,
+        /// Its port, host order.
+        port: u16,
+    },
+}
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// Decides about a packet that leaves a pod.
+#[inline(always)]
+pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
+    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
+        return Reply::Pass(Reason::NotAReply);
+    };
+    let Some(endpoint) = tables.endpoint(&ServiceKey::new(headers.source, source_port, headers.protocol)) else {
+        return Reply::Pass(Reason::NotAReply);
+    };
+    // The agent's question is asked through the rung, and answered wherever that rung's replies come by.
+    if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink) {
+        return Reply::Pass(Reason::NotAReply);
+    }
+    if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
+        tables.count(endpoint.service, endpoint.backend, frame.length() as u64);
+        return Reply::Drop(Reason::SelfTest);
+    }
+    if endpoint.flags & endpoint_flags::LEARNING != 0 {
+        return Reply::Pass(Reason::NotAReply);
+    }
+    let key = BypassKey {
+        client: headers.destination,
+        pod: headers.source,
+        client_port: destination_port,
+        pod_port: source_port,
+        protocol: headers.protocol,
+        pad: [0; 3],
+    };
+    // A pod that opens a connection from its service's port does so on its own account.
+    if headers.protocol == protocol::TCP && flags & (SYN | ACK) == SYN {
+        return match tables.bypass(&key) {
+            None if !tables.record_bypass(&key, endpoint.backend, NO_SERVICE) => Reply::Drop(Reason::BypassesFull),
+            _ => Reply::Pass(Reason::Bypassed),
+        };
+    }
+    let recorded = if endpoint.flags & endpoint_flags::RECORDED != 0 {
+        match tables.flow(endpoint.backend, headers.destination, destination_port) {
+            // Only a static service beside it may answer for what no record names.
+            None if endpoint.flags & endpoint_flags::STATIC == 0 => return Reply::Pass(Reason::Unrecorded),
+            recorded => recorded,
+        }
+    } else if endpoint.flags & endpoint_flags::STATIC == 0 {
+        return Reply::Pass(Reason::NotAReply);
+    } else {
+        None
+    };
+    let recorded = match recorded {
+        None if tables.has_bypasses(endpoint.backend) => tables.bypass(&key).map(|bypass| bypass.service),
+        recorded => recorded,
+    };
+    let (service, vip, port) = match recorded {
+        None => (endpoint.service, endpoint.vip, endpoint.vip_port),
+        Some(NO_SERVICE) => return Reply::Pass(Reason::Bypassed),
+        Some(service) => match tables.service_address(service) {
+            Some(address) if address.port != 0 => (service, address.address, address.port),
+            _ => return Reply::Drop(Reason::RecordWithoutService),
+        },
+    };
+    if place == Place::Pod && headers.hops <= 1 {
+        // The stack tells the pod.
+        return Reply::Pass(Reason::TtlExceeded);
+    }
+    tables.count(service, endpoint.backend, frame.length() as u64);
+    Reply::Rewrite { headers, vip, port }
+}
+
+/// What becomes of a packet towards a pod that Sluice did not deliver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Observed {
+    /// Goes on.
+    Pass(Reason),
+    /// Not forwarded: its replies could not be told from those of a VIP.
+    Drop(Reason),
+}
+
+/// Records a TCP connection that reaches an endpoint without a VIP. At the pod's interface everything that the stack
+/// delivers comes by; at the uplink, what is addressed to endpoints that the stack delivers to.
+#[inline(always)]
+pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Observed {
+    let Some((headers, source_port, destination_port, _)) = transport(frame) else {
+        return Observed::Pass(Reason::NotForUs);
+    };
+    if headers.protocol != protocol::TCP {
+        return Observed::Pass(Reason::NotForUs);
+    }
+    let key = ServiceKey::new(headers.destination, destination_port, headers.protocol);
+    let Some(endpoint) = tables.endpoint(&key) else {
+        return Observed::Pass(Reason::NotForUs);
+    };
+    if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink)
+        || endpoint.flags & endpoint_flags::SELF_TEST != 0
+    {
+        return Observed::Pass(Reason::NotForUs);
+    }
+    let key = BypassKey {
+        client: headers.source,
+        pod: headers.destination,
+        client_port: source_port,
+        pod_port: destination_port,
+        protocol: headers.protocol,
+        pad: [0; 3],
+    };
+    // A connection has one way in. Who comes beside the VIP with the addresses and ports of a VIP's session is
+    // answered by the pod as that session is.
+    match tables.bypass(&key) {
+        Some(_) => Observed::Pass(Reason::BypassSeen),
+        None if tables.record_bypass(&key, endpoint.backend, NO_SERVICE) => Observed::Pass(Reason::BypassSeen),
+        None => Observed::Drop(Reason::BypassesFull),
+    }
+}
+
+/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet.
+#[inline(always)]
+fn transport<F: Frame>(frame: &F) -> Option<(Headers, u16, u16, u8)> {
+    let headers = headers::parse(frame)?;
+    if headers.defect.is_some() {
+        return None;
+    }
+    let flags = match headers.protocol {
+        protocol::TCP => frame.at::<TCP>(headers.l4)?.get::<13, u8>(),
+        protocol::UDP => 0,
+        _ => return None,
+    };
+    let ports = frame.at::<UDP>(headers.l4)?;
+    Some((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
+}

@@ -1,0 +1,290 @@
+//! The forwarding decision of an uplink: one pure function of a frame and the tables.
+
+use crate::{
+    abi::{
+        Backend, BypassKey, Member, NextHop, Service, ServiceKey, Slot, member_flags, protocol, rung, service_flags,
+    },
+    address::Address,
+    answer::{self, IcmpError},
+    checksum,
+    headers::{self, ETHERNET, Headers, IPV4, IPV6, UDP, v4, v6},
+    limiter::Class,
+    packet::{Frame, View},
+    reason::Reason,
+};
+
+/// What becomes of the frame, which has been rewritten accordingly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Left to the kernel as it came.
+    Pass(Reason),
+    /// Not forwarded.
+    Drop(Reason),
+    /// An answer, out of the interface that the frame came in by.
+    Transmit(Reason),
+    /// Into the pod through the port of this next hop.
+    Redirect {
+        /// Index into `tx_ports`.
+        next_hop: u32,
+    },
+    /// To the uplink's tc ingress program, which hands it to the pod's end of this interface.
+    Peer {
+        /// Host-side interface.
+        ifindex: u32,
+    },
+    /// To the node's own stack.
+    Stack,
+}
+
+impl Verdict {
+    /// What the frame is counted under.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Pass(reason) | Self::Drop(reason) | Self::Transmit(reason) => reason,
+            Self::Redirect { .. } => Reason::Redirected,
+            Self::Peer { .. } => Reason::Peered,
+            Self::Stack => Reason::Stacked,
+        }
+    }
+}
+
+/// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
+pub trait Tables {
+    /// The service of this VIP, protocol and port; with port and protocol 0, the VIP itself.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// A slot of the Maglev array.
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// An entry of the member lists.
+    fn member(&self, index: u32) -> Option<Member>;
+    /// A backend.
+    fn backend(&self, id: u32) -> Option<Backend>;
+    /// A next hop.
+    fn next_hop(&self, id: u32) -> Option<NextHop>;
+    /// Seed of [`flow_hash`].
+    fn maglev_seed(&self) -> u64;
+    /// This node's own address of a family, all zero where it has none.
+    fn node_address(&self, is_v4: bool) -> Address;
+    /// Records that a UDP client of a backend came through a service.
+    fn record_flow(&self, backend: u32, client: Address, client_port: u16, service: u32);
+    /// Records that a connection came through a service that is not its endpoint's default. False where it cannot.
+    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool;
+    /// Takes a token for an answer; false where there is none.
+    fn admit(&self, class: Class) -> bool;
+    /// Counts a forwarded packet.
+    fn count(&self, service: u32, backend: u32, bytes: u64);
+}
+
+/// The hash whose high bits choose a slot: the same on every node of a cluster.
+#[inline(always)]
+pub const fn flow_hash(seed: u64, source: [u64; 2], destination: [u64; 2], ports: u32, protocol: u8) -> u64 {
+    let mut x = (source[0] ^ destination[0].rotate_left(17) ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 32) ^ source[1] ^ destination[1].rotate_left(29)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    x = (x ^ (x >> 32) ^ ports as u64 ^ (protocol as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x ^ (x >> 32)
+}
+
+/// Position within a service's slots: the high bits, so that a table four times the size refines a smaller one.
+#[inline(always)]
+pub const fn slot_of(hash: u64, slots_log2: u32) -> u32 {
+    // In two steps, because a shift by 64 is none.
+    ((hash >> 1) >> (63 - (slots_log2 & 31))) as u32
+}
+
+/// Decides what becomes of a frame and rewrites it.
+#[inline(always)]
+pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    let Some(headers) = headers::parse(frame) else {
+        return Verdict::Pass(Reason::NotIp);
+    };
+    if let Some(defect) = headers.defect {
+        return if !is_vip(tables, headers.destination) {
+            Verdict::Pass(Reason::NotForUs)
+        } else if matches!(defect, Reason::Fragment | Reason::OtherProtocol) {
+            Verdict::Pass(defect)
+        } else {
+            Verdict::Drop(defect)
+        };
+    }
+    match headers.protocol {
+        protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers),
+        _ if !is_vip(tables, headers.destination) => Verdict::Pass(Reason::NotForUs),
+        protocol::ICMP if headers.is_v4 => answer::echo(frame, tables, &headers),
+        protocol::ICMPV6 if !headers.is_v4 => answer::echo(frame, tables, &headers),
+        _ => Verdict::Pass(Reason::OtherProtocol),
+    }
+}
+
+#[inline(always)]
+fn is_vip<T: Tables>(tables: &T, address: Address) -> bool {
+    tables.service(&ServiceKey::of_vip(address)).is_some()
+}
+
+#[inline(always)]
+fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Headers) -> Verdict {
+    let Some(transport) = frame.at::<UDP>(headers.l4) else {
+        // Within the IP packet, as the parser saw, but not in what this program can reach.
+        return Verdict::Pass(Reason::NotForUs);
+    };
+    let ports: u32 = transport.get::<0, _>();
+    let source_port = u16::from_be(transport.get::<0, _>());
+    let port = u16::from_be(transport.get::<2, _>());
+    let key = ServiceKey::new(headers.destination, port, headers.protocol);
+    let service = match tables.service(&key) {
+        Some(service) if port != 0 => service,
+        _ if is_vip(tables, headers.destination) => return answer::refuse(frame, tables, headers, Reason::PortClosed),
+        _ => return Verdict::Pass(Reason::NotForUs),
+    };
+    if service.members_count == 0 {
+        return answer::refuse(frame, tables, headers, Reason::NoBackend);
+    }
+    if headers.hops <= 1 {
+        return answer::icmp_error(frame, tables, headers, IcmpError::TimeExceeded);
+    }
+    let hash =
+        flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
+    let Some((member, backend)) = choose(tables, &service, hash) else {
+        return Verdict::Drop(Reason::BrokenTable);
+    };
+    if backend.address.is_v4() != headers.is_v4 {
+        return Verdict::Drop(Reason::BrokenTable);
+    }
+    if backend.rung == rung::NONE {
+        return Verdict::Drop(Reason::BackendUnreachable);
+    }
+    let Some(next_hop) = tables.next_hop(backend.next_hop) else {
+        return Verdict::Drop(Reason::BrokenTable);
+    };
+    if headers.length > next_hop.mtu as usize {
+        return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: next_hop.mtu });
+    }
+    if member.flags & member_flags::RECORD != 0 && !is_recorded_udp(headers, &service) {
+        let key = BypassKey {
+            client: headers.source,
+            pod: backend.address,
+            client_port: source_port,
+            pod_port: backend.port,
+            protocol: headers.protocol,
+            pad: [0; 3],
+        };
+        if !tables.record_bypass(&key, member.backend, service.id) {
+            return Verdict::Drop(Reason::BypassesFull);
+        }
+    }
+    if is_recorded_udp(headers, &service) {
+        tables.record_flow(member.backend, headers.source, source_port, service.id);
+    }
+    tables.count(service.id, member.backend, frame.length() as u64);
+    rewrite(frame, headers, &backend);
+    deliver(frame, headers, &backend, &next_hop)
+}
+
+#[inline(always)]
+const fn is_recorded_udp(headers: &Headers, service: &Service) -> bool {
+    headers.protocol == protocol::UDP && service.flags & service_flags::RECORD != 0
+}
+
+#[inline(always)]
+fn choose<T: Tables>(tables: &T, service: &Service, hash: u64) -> Option<(Member, Backend)> {
+    let slot = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2)))?;
+    if slot.owner as u32 >= service.members_count {
+        return None;
+    }
+    let member = tables.member(service.members.wrapping_add(slot.owner as u32))?;
+    Some((member, tables.backend(member.backend)?))
+}
+
+/// Destination address and port become the backend's; one hop is used up.
+#[inline(always)]
+fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
+    let old = headers.destination.words();
+    let new = backend.address.words();
+    let address_change = checksum::change_address(old, new);
+    if headers.is_v4 {
+        let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
+        // The TTL is the high byte of its checksum word.
+        let hop = checksum::change16((headers.hops as u16) << 8, ((headers.hops - 1) as u16) << 8);
+        let hop = u16::to_be(checksum::fold(hop)) as u64;
+        let check = ip.get::<{ v4::CHECKSUM }, u16>();
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, address_change + hop));
+        ip.put::<{ v4::TTL }, u8>(headers.hops - 1);
+        ip.put::<{ v4::DESTINATION }, u32>(backend.address.v4_word());
+    } else {
+        let Some(ip) = frame.at::<IPV6>(headers.l3) else { return };
+        ip.put::<{ v6::HOPS }, u8>(headers.hops - 1);
+        ip.put::<{ v6::DESTINATION }, u64>(new[0]);
+        ip.put::<{ v6::DESTINATION + 8 }, u64>(new[1]);
+    }
+    let Some(ports) = frame.at::<UDP>(headers.l4) else { return };
+    let port = backend.port.to_be();
+    let change = address_change + checksum::change16(ports.get::<2, _>(), port);
+    ports.put::<2, u16>(port);
+    if headers.protocol == protocol::TCP {
+        let Some(check) = frame.at::<2>(headers.l4 + 16) else { return };
+        check.put::<0, u16>(checksum::update(check.get::<0, _>(), change));
+    } else {
+        let check = ports.get::<6, u16>();
+        if check != 0 {
+            ports.put::<6, u16>(checksum::udp(checksum::update(check, change)));
+        }
+    }
+}
+
+/// By the backend's rung. Pods know no VLAN of the uplink, the node's own stack does.
+#[inline(always)]
+fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend, next_hop: &NextHop) -> Verdict {
+    match backend.rung {
+        rung::REDIRECT => {
+            if headers.tag_bytes() != 0 && !frame.shrink_head(headers.tag_bytes()) {
+                return Verdict::Drop(Reason::NoRoom);
+            }
+            if !put_ethernet(frame, headers.is_v4, next_hop.destination_mac, next_hop.source_mac) {
+                return Verdict::Drop(Reason::NoRoom);
+            }
+            Verdict::Redirect { next_hop: backend.next_hop }
+        }
+        rung::PEER => {
+            if headers.tag_bytes() != 0 {
+                let Some(ethernet) = frame.at::<ETHERNET>(0) else { return Verdict::Drop(Reason::NoRoom) };
+                let destination = mac_at::<0, _>(ethernet);
+                let source = mac_at::<6, _>(ethernet);
+                if !frame.shrink_head(headers.tag_bytes()) || !put_ethernet(frame, headers.is_v4, destination, source) {
+                    return Verdict::Drop(Reason::NoRoom);
+                }
+            }
+            Verdict::Peer { ifindex: next_hop.ifindex }
+        }
+        rung::STACK => Verdict::Stack,
+        _ => Verdict::Drop(Reason::BrokenTable),
+    }
+}
+
+#[inline(always)]
+fn mac_at<const O: usize, V: View<ETHERNET>>(ethernet: V) -> [u8; 6] {
+    // Byte by byte: offsets of a view are constants, and O + 1 is none here.
+    if O == 0 {
+        let (a, b): (u32, u16) = (ethernet.get::<0, _>(), ethernet.get::<4, _>());
+        join(a, b)
+    } else {
+        let (a, b): (u32, u16) = (ethernet.get::<6, _>(), ethernet.get::<10, _>());
+        join(a, b)
+    }
+}
+
+#[inline(always)]
+const fn join(a: u32, b: u16) -> [u8; 6] {
+    let (a, b) = (a.to_ne_bytes(), b.to_ne_bytes());
+    [a[0], a[1], a[2], a[3], b[0], b[1]]
+}
+
+/// Writes an untagged Ethernet header.
+#[inline(always)]
+fn put_ethernet<F: Frame>(frame: &mut F, is_v4: bool, destination: [u8; 6], source: [u8; 6]) -> bool {
+    let Some(ethernet) = frame.at::<ETHERNET>(0) else { return false };
+    let (d, s) = (destination, source);
+    ethernet.put::<0, u32>(u32::from_ne_bytes([d[0], d[1], d[2], d[3]]));
+    ethernet.put::<4, u32>(u32::from_ne_bytes([d[4], d[5], s[0], s[1]]));
+    ethernet.put::<8, u32>(u32::from_ne_bytes([s[2], s[3], s[4], s[5]]));
+    ethernet.put::<12, u16>(if is_v4 { headers::ethertype::IPV4 } else { headers::ethertype::IPV6 });
+    true
+}
