@@ -14,6 +14,8 @@ pub struct Snapshot {
     pub uplinks: Vec<Uplink>,
     /// Directory on a bpffs under which maps and links are pinned.
     pub pin_directory: PathBuf,
+    /// Directory of the agent's lock file and status socket.
+    pub run_directory: PathBuf,
     /// How large the maps are; fixed while the agent runs.
     pub capacities: Capacities,
     /// How often the data plane itself answers.

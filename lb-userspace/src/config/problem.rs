@@ -1,0 +1,103 @@
+//! What is wrong with a configuration file, where, and what to do about it.
+
+use std::{fmt, io};
+
+use thiserror::Error;
+
+use super::FILE_BYTES_MAX;
+
+/// Problems that one message prints. A generator that goes wrong does so in every entry; nobody reads them all.
+const PRINTED_MAX: usize = 50;
+
+/// A place in the file. Lines and columns count from 1; a column is a character.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Position {
+    /// Line, from 1.
+    pub line: u64,
+    /// Character in the line, from 1.
+    pub column: u64,
+}
+
+impl Position {
+    /// The first character of the file, for what is wrong with it as a whole.
+    pub const START: Self = Self { line: 1, column: 1 };
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where the offending value stands.
+    pub position: Position,
+    /// What is wrong, with which value.
+    pub what: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl Problem {
+    pub(super) fn new(position: Position, what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { position, what: what.into(), advice: advice.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Position { line, column } = self.position;
+        write!(f, "{line}:{column}: {}; {}", self.what, self.advice)
+    }
+}
+
+/// Why a configuration file was not taken.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("{name}: cannot be read: {cause}; check the path and its permissions")]
+    Unreadable {
+        /// Path of the file.
+        name: String,
+        /// The operating system's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// The file is longer than [`FILE_BYTES_MAX`].
+    #[error("{name}: is larger than {} MiB; a configuration is not, check that this is the right file", FILE_BYTES_MAX >> 20)]
+    TooLarge {
+        /// Path of the file.
+        name: String,
+    },
+    /// The file was read and is wrong.
+    #[error("{}", print(name, problems))]
+    Refused {
+        /// Path of the file.
+        name: String,
+        /// Everything that is wrong, in the order of the file; never empty.
+        problems: Vec<Problem>,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn refused(name: &str, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.position);
+        Self::Refused { name: name.to_owned(), problems }
+    }
+}
+
+fn print(name: &str, problems: &[Problem]) -> String {
+    let mut lines: Vec<String> = problems.iter().take(PRINTED_MAX).map(|problem| format!("{name}:{problem}")).collect();
+    if problems.len() > PRINTED_MAX {
+        lines.push(format!("{name}: and {} more problems", problems.len() - PRINTED_MAX));
+    }
+    lines.join("\n")
+}
+
+/// `valid` is what precedes the first byte that is not UTF-8.
+pub(super) fn not_utf8(valid: &[u8]) -> Problem {
+    let line = 1 + valid.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    let last = valid.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+    let column = 1 + String::from_utf8_lossy(last).chars().count() as u64;
+    Problem::new(
+        Position { line, column },
+        "this byte is not UTF-8",
+        "save the file as UTF-8, and check that it is a text file",
+    )
+}
