@@ -61,7 +61,8 @@ impl Changes {
     }
 }
 
-/// A subscription to changes. Readable when there are some; for tokio, wrap it in an `AsyncFd`.
+/// A subscription to changes. Readable when there are some; for tokio, register it in an `AsyncFd`, which asks for what
+/// holds here: its descriptor stays the same and open until it is dropped.
 ///
 /// Open it before the first reading of the tables, or a change in between goes unseen. A new pod's namespace is heard
 /// once it has an id here, which it gets no later than its veth's end appears in our namespace, and that is heard too.
