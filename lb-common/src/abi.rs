@@ -236,7 +236,7 @@ const _: () = assert!(size_of::<Bypass>() == 8);
 /// In [`Bypass::service`]: no service, the connection is left alone.
 pub const NO_SERVICE: u32 = u32::MAX;
 
-/// Packets and bytes (of IP) that one CPU has seen.
+/// Packets and bytes that one CPU has seen: value of `reasons`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Counter {
@@ -246,14 +246,28 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// Forwarded packets and bytes that one CPU has seen: value of `service_counters` and `backend_counters`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Traffic {
+    /// Packets from clients.
+    pub packets: u64,
+    /// Bytes of whole frames from clients.
+    pub bytes: u64,
+    /// Packets to clients.
+    pub reply_packets: u64,
+    /// Bytes of whole frames to clients.
+    pub reply_bytes: u64,
+}
+
 /// Value of `settings`, one element: what the agent may change while the programs run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Settings {
     /// [`ABI_VERSION`].
     pub abi_version: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Where replies to clients on this node come in: the first uplink's interface.
+    pub uplink: u32,
     /// Cluster-wide seed of the hash that chooses slots.
     pub maglev_seed: u64,
     /// This node's seed of the flow cache and the indexes.

@@ -16,6 +16,7 @@ const WRITING: u64 = 1;
 /// In [`Bucket::sequence`]: a key of this bucket stands only in the hash.
 const OVERFLOW: u64 = 2;
 /// One completed write of a bucket.
+#[cfg(not(target_arch = "bpf"))]
 const STEP: u64 = 4;
 
 /// A key and `V` words of value.

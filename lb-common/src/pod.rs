@@ -21,6 +21,7 @@ plain!(
     BypassKey,
     Bypass,
     Counter,
+    Traffic,
     Settings,
     Bucket,
     Route,

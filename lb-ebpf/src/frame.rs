@@ -1,0 +1,151 @@
+//! XDP buffers and socket buffers as the frames that `steer` and `reply` read.
+
+use core::ptr::addr_of;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    helpers::generated::{bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+};
+use lb_common::packet::{
+    Frame,
+    kernel::{Raw, window},
+};
+
+/// A frame in an XDP program.
+pub struct XdpFrame {
+    /// The kernel's context.
+    pub context: *mut xdp_md,
+}
+
+impl XdpFrame {
+    /// Start and end. The end is read afresh each time, or the compiler would conclude one comparison from another
+    /// and leave the verifier without it.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the kernel's context is valid for the whole program.
+        unsafe { ((*self.context).data as usize, addr_of!((*self.context).data_end).read_volatile() as usize) }
+    }
+
+    /// Bytes of the whole frame, those in fragments included.
+    #[inline(always)]
+    fn whole(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+    }
+}
+
+impl Frame for XdpFrame {
+    type View<'a, const N: usize> = Raw<N>;
+
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<Raw<N>> {
+        let (data, end) = self.bounds();
+        window(data, end, offset)
+    }
+
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        let (data, end) = self.bounds();
+        end - data >= length || self.whole() >= length
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        let (data, end) = self.bounds();
+        end - data
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, bytes: usize) -> bool {
+        // SAFETY: the kernel's context; windows taken before are not used after, as borrows show.
+        unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) == 0 }
+    }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_xdp_adjust_head(self.context, bytes as i32) == 0 }
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> bool {
+        let excess = self.whole() as i32 - length as i32;
+        // SAFETY: as above.
+        excess == 0 || (excess > 0 && unsafe { bpf_xdp_adjust_tail(self.context, -excess) == 0 })
+    }
+}
+
+/// A frame in a tc program: read only, rewritten through the kernel's helpers.
+pub struct SkbFrame {
+    /// The kernel's context.
+    pub skb: *mut __sk_buff,
+}
+
+/// Bytes that hold any headers that are looked at, but for long chains of IPv6 extension headers.
+const HEADERS: u32 = 160;
+
+impl SkbFrame {
+    /// A frame whose headers lie in the linear part.
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        let frame = Self { skb };
+        // SAFETY: the kernel's context is valid for the whole program.
+        let total = unsafe { (*skb).len };
+        let wanted = if total < HEADERS { total } else { HEADERS };
+        if frame.linear() < wanted as usize {
+            // Where it fails the frame is short of headers, and passes as it is.
+            // SAFETY: as above.
+            let _ = unsafe { bpf_skb_pull_data(skb, wanted) };
+        }
+        frame
+    }
+
+    /// As in [`XdpFrame`].
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: as above.
+        unsafe { ((*self.skb).data as usize, addr_of!((*self.skb).data_end).read_volatile() as usize) }
+    }
+
+    #[inline(always)]
+    fn linear(&self) -> usize {
+        let (data, end) = self.bounds();
+        end - data
+    }
+}
+
+impl Frame for SkbFrame {
+    type View<'a, const N: usize> = Raw<N>;
+
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<Raw<N>> {
+        let (data, end) = self.bounds();
+        window(data, end, offset)
+    }
+
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        self.length() >= length
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*self.skb).len as usize }
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, _bytes: usize) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, _bytes: usize) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, _length: usize) -> bool {
+        false
+    }
+}

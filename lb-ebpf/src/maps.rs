@@ -1,0 +1,351 @@
+//! The maps, and what `steer` and `reply` ask of them.
+//!
+//! Every map is pinned by the agent under its own name. Sizes here are the smallest; the agent sets the configured
+//! capacity when it loads the object. Memory: docs/dataplane.md.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_ANY, BPF_F_MMAPABLE},
+    btf_maps::{Array, DevMap, HashMap, PerCpuArray},
+    helpers::generated::bpf_jiffies64,
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, Member, NextHop, Route, SLOTS_PER_BLOCK,
+        Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
+    },
+    address::Address,
+    flow::{self, Key},
+    index::{self, EndpointBucket, Probe, ServiceBucket},
+    limiter::{self, Class},
+    reason::REASONS,
+    reply::ReturnTables,
+    steer::Tables,
+};
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// Logarithm to base 2 of the buckets in `service_index`; set by the loader.
+#[unsafe(no_mangle)]
+static SERVICE_INDEX_LOG2: Global<u32> = Global::new(0);
+/// Logarithm to base 2 of the buckets in `endpoint_index`; set by the loader.
+#[unsafe(no_mangle)]
+static ENDPOINT_INDEX_LOG2: Global<u32> = Global::new(0);
+/// Logarithm to base 2 of the buckets in `flows`; set by the loader.
+#[unsafe(no_mangle)]
+static FLOWS_LOG2: Global<u32> = Global::new(0);
+
+/// VIP, protocol, port → service. Written by the agent, read by `sluice_xdp` where the index doesn't know. 4.18.
+#[btf_map(name = "services")]
+static SERVICES: HashMap<ServiceKey, Service, 1> = HashMap::new();
+/// VIP → number of services. Written by the agent, read by `sluice_xdp` where the index doesn't know. 4.18.
+#[btf_map(name = "vips")]
+static VIPS: HashMap<Address, u32, 1> = HashMap::new();
+/// Index in front of `services` and `vips`. Written by the agent through memory. 5.5 (`BPF_F_MMAPABLE`).
+#[btf_map(name = "service_index")]
+static SERVICE_INDEX: Array<ServiceBucket, 1, MMAPABLE> = Array::new();
+/// Service id → VIP, port, protocol. Written by the agent, read by the return programs. 4.18.
+#[btf_map(name = "service_addresses")]
+static SERVICE_ADDRESSES: Array<ServiceKey, 1> = Array::new();
+/// Maglev tables of all services, sixteen slots an element. Written by the agent through memory. 5.5.
+#[btf_map(name = "maglev")]
+static MAGLEV: Array<SlotBlock, 1, MMAPABLE> = Array::new();
+/// Member lists of all services. Written by the agent through memory. 5.5.
+#[btf_map(name = "members")]
+static MEMBERS: Array<Member, 1, MMAPABLE> = Array::new();
+/// Backends by id. Written by the agent. 4.18.
+#[btf_map(name = "backends")]
+static BACKENDS: Array<Backend, 1> = Array::new();
+/// Next hops by id. Written by the agent, kept fresh from netlink. 4.18.
+#[btf_map(name = "next_hops")]
+static NEXT_HOPS: Array<NextHop, 1> = Array::new();
+/// Next hop id → port. Written by the agent; the kernel empties an entry when its interface goes. 4.18.
+#[btf_map(name = "tx_ports")]
+static TX_PORTS: DevMap<1> = DevMap::new();
+/// Pod address, protocol, port → service. Written by the agent, read where the index doesn't know. 4.18.
+#[btf_map(name = "endpoints")]
+static ENDPOINTS: HashMap<ServiceKey, Endpoint, 1> = HashMap::new();
+/// Index in front of `endpoints`. Written by the agent through memory. 5.5.
+#[btf_map(name = "endpoint_index")]
+static ENDPOINT_INDEX: Array<EndpointBucket, 1, MMAPABLE> = Array::new();
+/// Connections whose replies don't belong to the endpoint's default service. Written by all programs and the agent;
+/// the agent removes an entry once the pod has no such socket. 4.18.
+#[btf_map(name = "bypasses")]
+static BYPASSES: HashMap<BypassKey, Bypass, 1> = HashMap::new();
+/// Backend id → entries in `bypasses`. Written by all programs and the agent, atomically. 5.5.
+#[btf_map(name = "endpoint_bypasses")]
+static ENDPOINT_BYPASSES: Array<BypassCount, 1, MMAPABLE> = Array::new();
+/// The flow cache: recorded UDP. Written by `sluice_xdp`, read by the return programs. 5.12 (atomic compare-exchange).
+#[btf_map(name = "flows")]
+static FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
+/// Interface index → uplink. Written by the agent, read by `sluice_return`. 4.18.
+#[btf_map(name = "uplinks")]
+static UPLINKS: HashMap<u32, Uplink, 16> = HashMap::new();
+/// Remembered routes to clients. Written and read by `sluice_return`. 4.18.
+#[btf_map(name = "routes")]
+pub static ROUTES: PerCpuArray<Route, ROUTE_ENTRIES> = PerCpuArray::new();
+/// Entries of `routes` on each CPU.
+pub const ROUTE_ENTRIES: usize = 1024;
+/// One element. Written by the agent, read by all programs. 4.18.
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+/// Token buckets by class. Written by `sluice_xdp`. 4.18.
+#[btf_map(name = "limiters")]
+static LIMITERS: PerCpuArray<Bucket, 3> = PerCpuArray::new();
+/// Packets and bytes by reason. Written by all programs. 4.18.
+#[btf_map(name = "reasons")]
+static REASON_COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
+/// Packets and bytes by service id. Written by `sluice_xdp` and the return programs. 4.18.
+#[btf_map(name = "service_counters")]
+static SERVICE_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
+/// Packets and bytes by backend id. Written by `sluice_xdp` and the return programs. 4.18.
+#[btf_map(name = "backend_counters")]
+static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
+
+/// The kernel's clock at its cheapest: the JIT inlines it.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: takes nothing, touches nothing.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Counts a packet under a reason.
+#[inline(always)]
+pub fn count_reason(reason: u32, bytes: u64) {
+    if let Some(counter) = REASON_COUNTERS.get_ptr_mut(reason) {
+        // SAFETY: this CPU's own element, and programs of one CPU don't interrupt each other.
+        let counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += bytes;
+    }
+}
+
+/// Sends the frame out by the port of a next hop. False where that is gone.
+#[inline(always)]
+pub fn redirect(next_hop: u32) -> bool {
+    TX_PORTS.redirect(next_hop, 0).is_ok()
+}
+
+/// The uplink with this interface index.
+#[inline(always)]
+pub fn uplink(ifindex: u32) -> Option<Uplink> {
+    // SAFETY: entries are replaced whole, and copied at once.
+    unsafe { UPLINKS.get(ifindex) }.copied()
+}
+
+/// The maps as `steer` and `reply` see them, with the settings at hand.
+pub struct Maps {
+    /// What the agent may change while the programs run.
+    pub settings: &'static Settings,
+}
+
+impl Maps {
+    /// `None` cannot happen: arrays always have their elements.
+    #[inline(always)]
+    pub fn get() -> Option<Self> {
+        Some(Self { settings: SETTINGS.get(0)? })
+    }
+
+    #[inline(always)]
+    fn service_bucket(&self, key: &ServiceKey) -> Option<&'static ServiceBucket> {
+        SERVICE_INDEX.get(top_bits(index::hash(key, self.settings.table_seed), SERVICE_INDEX_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn endpoint_bucket(&self, key: &ServiceKey) -> Option<&'static EndpointBucket> {
+        ENDPOINT_INDEX.get(top_bits(index::hash(key, self.settings.table_seed), ENDPOINT_INDEX_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn flow_bucket(&self, key: &Key) -> Option<&'static flow::Bucket> {
+        FLOWS.get(top_bits(key.hash(self.settings.table_seed), FLOWS_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn write_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+        let since = coarse_ticks(jiffies());
+        if let Some(found) = BYPASSES.get_ptr_mut(key) {
+            // SAFETY: aligned words of a live element; whoever writes both at once writes the same connection.
+            unsafe {
+                let service_field = addr_of_mut!((*found).service);
+                if service_field.read_volatile() != service {
+                    service_field.write_volatile(service);
+                }
+                let since_field = addr_of_mut!((*found).since);
+                if since_field.read_volatile() != since {
+                    since_field.write_volatile(since);
+                }
+            }
+            return true;
+        }
+        // Counted first: the count is never less than the entries, or a reply would skip the lookup.
+        let Some(count) = ENDPOINT_BYPASSES.get(backend) else { return false };
+        count.count.add(1);
+        let inserted = BYPASSES.insert(key, Bypass { service, since }, aya_ebpf::bindings::BPF_NOEXIST as u64);
+        match inserted {
+            Ok(()) => true,
+            Err(error) => {
+                count.count.add(u64::MAX);
+                // Another CPU was faster: its entry says the same.
+                error == -EEXIST && BYPASSES.insert(key, Bypass { service, since }, BPF_ANY as u64).is_ok()
+            }
+        }
+    }
+}
+
+const EEXIST: i32 = 17;
+
+/// The highest `bits` of a hash.
+#[inline(always)]
+fn top_bits(hash: u64, bits: u32) -> u32 {
+    ((hash >> 1) >> (63 - (bits & 31))) as u32
+}
+
+#[inline(always)]
+fn add_traffic(id: u32, map: &'static PerCpuArray<Traffic, 1>, bytes: u64, reply: bool) {
+    if let Some(traffic) = map.get_ptr_mut(id) {
+        // SAFETY: this CPU's own element.
+        let traffic = unsafe { &mut *traffic };
+        if reply {
+            traffic.reply_packets += 1;
+            traffic.reply_bytes += bytes;
+        } else {
+            traffic.packets += 1;
+            traffic.bytes += bytes;
+        }
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        match index::probe(self.service_bucket(key)?, key) {
+            Probe::Found(words) => {
+                // SAFETY: both are 24 bytes of plain integers.
+                Some(unsafe { core::mem::transmute::<[u64; 3], Service>(words) })
+            }
+            Probe::Absent => None,
+            Probe::AskHash if key.protocol == 0 => {
+                // SAFETY: only presence is looked at.
+                unsafe { VIPS.get(key.address) }.map(|_| Service { flags: service_flags::VIP, ..Service::default() })
+            }
+            // SAFETY: entries are replaced whole, and copied at once.
+            Probe::AskHash => unsafe { SERVICES.get(key) }.copied(),
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Slot> {
+        let block = MAGLEV.get(index / SLOTS_PER_BLOCK as u32)?;
+        let slot = &block.slots[index as usize % SLOTS_PER_BLOCK];
+        // SAFETY: one aligned word, so that owner and history belong together.
+        let word = unsafe { core::ptr::from_ref(slot).cast::<u32>().read_volatile() };
+        // SAFETY: both are four bytes of plain integers.
+        Some(unsafe { core::mem::transmute::<u32, Slot>(word) })
+    }
+
+    #[inline(always)]
+    fn member(&self, index: u32) -> Option<Member> {
+        MEMBERS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        BACKENDS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, id: u32) -> Option<NextHop> {
+        NEXT_HOPS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn maglev_seed(&self) -> u64 {
+        self.settings.maglev_seed
+    }
+
+    #[inline(always)]
+    fn node_address(&self, is_v4: bool) -> Address {
+        if is_v4 { self.settings.node_v4 } else { self.settings.node_v6 }
+    }
+
+    #[inline(always)]
+    fn record_flow(&self, backend: u32, client: Address, client_port: u16, service: u32) {
+        let key = Key::udp(backend, client, client_port);
+        if let Some(bucket) = self.flow_bucket(&key) {
+            let now = coarse_ticks(jiffies());
+            if flow::find(bucket, &key, now) != Some(service) {
+                flow::record(bucket, &key, service, now);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+        self.write_bypass(key, backend, service)
+    }
+
+    #[inline(always)]
+    fn admit(&self, class: Class) -> bool {
+        let Some(bucket) = LIMITERS.get_ptr_mut(class as u32) else { return false };
+        // SAFETY: this CPU's own element.
+        limiter::admit(unsafe { &mut *bucket }, &self.settings.limits[class as usize], jiffies())
+    }
+
+    #[inline(always)]
+    fn count(&self, service: u32, backend: u32, bytes: u64) {
+        add_traffic(service, &SERVICE_COUNTERS, bytes, false);
+        add_traffic(backend, &BACKEND_COUNTERS, bytes, false);
+    }
+}
+
+impl ReturnTables for Maps {
+    #[inline(always)]
+    fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint> {
+        match index::probe(self.endpoint_bucket(key)?, key) {
+            Probe::Found(words) => {
+                // SAFETY: both are 32 bytes of plain integers.
+                Some(unsafe { core::mem::transmute::<[u64; 4], Endpoint>(words) })
+            }
+            Probe::Absent => None,
+            // SAFETY: entries are replaced whole, and copied at once.
+            Probe::AskHash => unsafe { ENDPOINTS.get(key) }.copied(),
+        }
+    }
+
+    #[inline(always)]
+    fn has_bypasses(&self, backend: u32) -> bool {
+        ENDPOINT_BYPASSES.get(backend).is_some_and(|count| count.count.load() != 0)
+    }
+
+    #[inline(always)]
+    fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
+        // SAFETY: two aligned words, copied at once.
+        unsafe { BYPASSES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+        self.write_bypass(key, backend, service)
+    }
+
+    #[inline(always)]
+    fn flow(&self, backend: u32, client: Address, client_port: u16) -> Option<u32> {
+        let key = Key::udp(backend, client, client_port);
+        flow::find(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()))
+    }
+
+    #[inline(always)]
+    fn service_address(&self, service: u32) -> Option<ServiceKey> {
+        SERVICE_ADDRESSES.get(service).copied()
+    }
+
+    #[inline(always)]
+    fn count(&self, service: u32, backend: u32, bytes: u64) {
+        add_traffic(service, &SERVICE_COUNTERS, bytes, true);
+        add_traffic(backend, &BACKEND_COUNTERS, bytes, true);
+    }
+}
