@@ -3,6 +3,7 @@
 //! Three rings: *pure* (`model`, `plan`), *edge* (`config`, `net`, `dataplane`) and the `engine` that joins them.
 //! Dependencies point inward.
 
+pub mod cli;
 pub mod config;
 pub mod model;
 pub mod net;

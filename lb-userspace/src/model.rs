@@ -3,7 +3,7 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The whole wanted state, as one source gives it. Consistent: see `config` for what is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -85,7 +85,7 @@ impl Default for Limits {
 }
 
 /// Transport protocol of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// RFC 9293.
@@ -114,7 +114,7 @@ impl fmt::Display for Protocol {
 }
 
 /// How a reply is told from what the pod sends on its own account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplyMode {
     /// All that leaves the endpoint's port carries the VIP as its source. The only mode of TCP.
@@ -126,7 +126,7 @@ pub enum ReplyMode {
 }
 
 /// How a packet gets from the uplink into the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rung {
     /// `XDP_REDIRECT` into the host-side veth.

@@ -1,4 +1,187 @@
-//! What the agent says about itself.
+//! What the agent says about itself: one document, as JSON for programs and as a table for people.
+//!
+//! The agent answers every connection to its status socket with a [`Status`] as JSON and closes. Nothing is read from
+//! the client, so there is nothing to attack but the answer's length.
+
+mod render;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Protocol, ReplyMode, Rung};
+
+pub use render::render_table;
+pub use socket::{FetchError, bind, fetch, serve};
 
 /// The status socket in the run directory.
 pub const SOCKET_NAME: &str = "status.sock";
+
+/// The agent's whole state, as far as an operator can use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// When the agent started, in seconds since 1970 UTC.
+    pub since_unix_seconds: u64,
+    /// How long the agent has run, by a clock that nobody sets.
+    pub uptime_seconds: u64,
+    /// This node's addresses, as configured.
+    pub node_addresses: Vec<IpAddr>,
+    /// Every program that is attached or should be.
+    pub programs: Vec<ProgramStatus>,
+    /// Services in the order of the configuration.
+    pub services: Vec<ServiceStatus>,
+    /// Every reason, also those without packets.
+    pub reasons: Vec<ReasonStatus>,
+    /// Every map.
+    pub maps: Vec<MapStatus>,
+    /// Why the newest configuration was refused, where it was; the one before it is in force.
+    pub last_error: Option<String>,
+}
+
+/// A program at one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramStatus {
+    /// Name, as bpftool shows it.
+    pub name: String,
+    /// Interface that it is attached to.
+    pub interface: String,
+    /// Where on the interface: `xdp`, `tcx ingress`, `tcx egress`.
+    pub attach_point: String,
+    /// How, while it is attached.
+    pub mode: Option<AttachMode>,
+    /// Kernel's id of the program, while it is attached.
+    pub program_id: Option<u32>,
+    /// Why it is not attached.
+    pub error: Option<String>,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachMode {
+    /// XDP in the driver.
+    Native,
+    /// XDP on the socket buffer.
+    Generic,
+    /// A link in the tcx list.
+    Tcx,
+}
+
+/// One (VIP, protocol, port).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// Name in the configuration.
+    pub name: String,
+    /// The virtual address.
+    pub vip: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port at the VIP.
+    pub port: u16,
+    /// How replies are recognized.
+    pub replies: ReplyMode,
+    /// Packets from clients, over all backends and the refused ones.
+    pub packets: u64,
+    /// Bytes of these packets.
+    pub bytes: u64,
+    /// Slots of the Maglev table; 0 without one.
+    pub slots: u32,
+    /// Backends in the order of the configuration.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// One backend of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStatus {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The pod's port.
+    pub port: u16,
+    /// Configured weight.
+    pub weight: u16,
+    /// Gets no new connections.
+    pub drain: bool,
+    /// Slots of the service's table that are this backend's.
+    pub slots: u32,
+    /// How packets reach it; none while they don't.
+    pub rung: Option<Rung>,
+    /// Whether it can take packets.
+    pub state: BackendState,
+    /// What the state comes from, in words; none where there is nothing to say.
+    pub reason: Option<String>,
+    /// The host's interface that leads to it.
+    pub interface: Option<String>,
+    /// Packets sent to it.
+    pub packets: u64,
+    /// Bytes of these packets.
+    pub bytes: u64,
+}
+
+/// Whether a backend can take packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendState {
+    /// Its rung passed the self-test.
+    Ready,
+    /// Found, and not yet tested.
+    Pending,
+    /// No interface of this node leads to its address.
+    NoInterface,
+    /// Its pod is on another node.
+    Remote,
+    /// Its rung, or all of them, did not get a frame through.
+    SelfTestFailed,
+    /// The kernel refused what it needs; the reason says what.
+    Failed,
+}
+
+impl BackendState {
+    /// As the table prints it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Pending => "pending",
+            Self::NoInterface => "no interface",
+            Self::Remote => "remote",
+            Self::SelfTestFailed => "test failed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Packets of one reason, over all CPUs and programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonStatus {
+    /// Name of the reason.
+    pub name: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of these packets.
+    pub bytes: u64,
+    /// What it means.
+    pub doc: String,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapStatus {
+    /// Name, as bpftool shows it.
+    pub name: String,
+    /// Entries in use; none where nobody counts them.
+    pub entries: Option<u64>,
+    /// Most entries.
+    pub capacity: u64,
+    /// Memory, by the kernel's account.
+    pub bytes: u64,
+}

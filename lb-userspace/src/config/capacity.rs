@@ -125,7 +125,7 @@ fn check_maglev(services: &[Service], capacity: u32, place: Position, problems: 
 }
 
 /// Slots that the services need, with the second range that a change of the largest table takes.
-pub(super) fn maglev_slots(services: &[Service]) -> u64 {
+pub fn maglev_slots(services: &[Service]) -> u64 {
     let sizes = services.iter().map(|service| u64::from(service_slots(service)));
     sizes.clone().sum::<u64>() + sizes.max().unwrap_or(0)
 }

@@ -16,6 +16,7 @@ mod yaml;
 
 use std::{fs::File, io::Read, path::Path};
 
+pub use capacity::maglev_slots;
 pub use problem::{ConfigError, Position, Problem};
 
 use crate::model::Snapshot;

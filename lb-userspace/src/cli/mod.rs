@@ -1,0 +1,242 @@
+//! The command line: what there is to say ([`Cli`]) and who is called ([`run`]).
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    config::{self, RUN_DIRECTORY_DEFAULT},
+    status::{self, SOCKET_NAME, render_table},
+};
+
+/// XDP load balancer for bare-metal Kubernetes in telecom networks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sluice",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  sluice check /etc/sluice/sluice.yaml             say what is wrong with a configuration
+  sluice agent --config /etc/sluice/sluice.yaml    balance
+  sluice status                                    see what the agent does
+
+Exit status: 0 success, 1 failure, 2 wrong usage."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `sluice` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent on this node, in the foreground.
+    ///
+    /// Attaches the programs to the uplinks and to the pods' interfaces, fills the maps and keeps them true to the
+    /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. The data
+    /// plane goes on when the agent ends; the next agent takes it over.
+    ///
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
+    #[command(after_help = "\
+Examples:
+  sluice agent --config /etc/sluice/sluice.yaml
+  sluice agent --config sluice.yaml --log-level debug
+  sluice agent --config sluice.yaml --log-level info,lb_userspace::net=trace --log-format json")]
+    Agent(AgentArgs),
+    /// Show what the agent of this node does: programs, services, backends, packets by reason.
+    #[command(after_help = "\
+Examples:
+  sluice status
+  sluice status -o json | jq '.services[].backends[] | select(.state != \"ready\")'
+  sluice status --config /etc/sluice/sluice.yaml    the agent whose runDirectory is in that file
+  watch --color sluice status --color always")]
+    Status(StatusArgs),
+    /// Validate a configuration file, without an agent and without privileges.
+    ///
+    /// Names every problem with its line and column and what to do about it. Does not look at the node: whether an
+    /// interface exists, only the agent knows.
+    #[command(after_help = "\
+Example:
+  sluice check sluice.yaml && systemctl reload sluice")]
+    Check(CheckArgs),
+}
+
+/// Arguments of `sluice agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Configuration file; docs/configuration.md has the keys.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// How log lines are written to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// The least level that is logged: error, warn, info, debug, trace or off, also as a list of MODULE=LEVEL.
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_filter)]
+    pub log_level: String,
+}
+
+/// Arguments of `sluice status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// How the status is written: for people, or for programs.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Socket of the agent [default: status.sock in /run/sluice].
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    pub socket: Option<PathBuf>,
+    /// Configuration file whose runDirectory has the socket.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Whether the table is coloured; `auto`: in a terminal, unless NO_COLOR is set.
+    #[arg(long, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
+}
+
+/// Arguments of `sluice check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Configuration file.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How a status is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+/// When output is coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// In a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; write a level such as debug, or info,MODULE=trace")),
+    }
+}
+
+/// Does what `cli` says. `agent` runs the agent with a configuration file until it is told to stop; it is an argument so
+/// that the command line does not depend on the engine.
+pub fn run(cli: Cli, agent: impl FnOnce(&Path) -> Result<()>) -> ExitCode {
+    let done = match cli.command {
+        Command::Agent(args) => {
+            start_log(args.log_format, &args.log_level);
+            agent(&args.config)
+        }
+        Command::Status(args) => show_status(&args).and_then(|text| print(&text)),
+        Command::Check(args) => check(&args.file).and_then(|text| print(&text)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do where standard error is gone too.
+            let _ = writeln!(io::stderr(), "{}", complaint(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A refused configuration is a list of places, which an editor can follow if nothing stands before them.
+fn complaint(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<config::ConfigError>() {
+        Some(refused) => refused.to_string(),
+        None if error.is::<status::FetchError>() => format!("sluice: {error}"),
+        None => format!("sluice: {error:#}"),
+    }
+}
+
+fn start_log(format: LogFormat, level: &str) {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    // Fails where the process has a log already, as a test may.
+    let _ = match format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+fn show_status(args: &StatusArgs) -> Result<String> {
+    let socket = match (&args.socket, &args.config) {
+        (Some(socket), _) => socket.clone(),
+        (None, Some(file)) => config::load(file)?.run_directory.join(SOCKET_NAME),
+        (None, None) => Path::new(RUN_DIRECTORY_DEFAULT).join(SOCKET_NAME),
+    };
+    let status = status::fetch(&socket)?;
+    Ok(match args.output {
+        Format::Json => serde_json::to_string_pretty(&status)? + "\n",
+        Format::Table => render_table(&status, colored(args.color)),
+    })
+}
+
+fn colored(color: Color) -> bool {
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        // https://no-color.org: set and not empty.
+        Color::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+    }
+}
+
+fn check(file: &Path) -> Result<String> {
+    let snapshot = config::load(file)?;
+    let backends: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
+    Ok(format!(
+        "{}: valid: {} on {}, {} in all, {} of {} Maglev slots\n",
+        file.display(),
+        counted(snapshot.services.len(), "service"),
+        counted(snapshot.uplinks.len(), "uplink"),
+        counted(backends, "backend"),
+        config::maglev_slots(&snapshot.services),
+        snapshot.capacities.maglev_slots,
+    ))
+}
+
+fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+/// A reader that has enough, such as `head`, is no failure.
+fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,57 @@
+use clap::{CommandFactory, error::ErrorKind};
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_definitions_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn the_agent_gets_its_file() {
+    let cli = parse("sluice agent --config a.yaml --log-format json --log-level info,lb_userspace=debug").unwrap();
+    let Command::Agent(args) = &cli.command else { panic!("{cli:?}") };
+    assert_eq!((args.log_format, args.log_level.as_str()), (LogFormat::Json, "info,lb_userspace=debug"));
+    let mut started = None;
+    let status = run(cli, |config| {
+        started = Some(config.to_owned());
+        Ok(())
+    });
+    assert_eq!(status, ExitCode::SUCCESS);
+    assert_eq!(started.as_deref(), Some(Path::new("a.yaml")));
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    let kind = |line| parse(line).unwrap_err().kind();
+    assert_eq!(kind("sluice agent"), ErrorKind::MissingRequiredArgument);
+    assert_eq!(kind("sluice agent --config a --log-level =x=y"), ErrorKind::ValueValidation);
+    assert_eq!(kind("sluice status --socket a --config b"), ErrorKind::ArgumentConflict);
+    assert_eq!(kind("sluice status -o xml"), ErrorKind::InvalidValue);
+    assert_eq!(kind("sluice check"), ErrorKind::MissingRequiredArgument);
+    assert_eq!(kind("sluice"), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+}
+
+#[test]
+fn a_valid_file_is_summed_up() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/samples/standalone.yaml");
+    let text = check(&sample).unwrap();
+    assert!(
+        text.ends_with(": valid: 5 services on 1 uplink, 9 backends in all, 2304 of 1048576 Maglev slots\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn failures_begin_with_what_is_wrong() {
+    let refused = config::parse("a.yaml", "x: 1\n").unwrap_err().into();
+    assert!(complaint(&refused).starts_with("a.yaml:1:1: unknown key `x`"));
+    let missing = status::fetch(Path::new("/nonexistent/status.sock")).unwrap_err().into();
+    assert!(complaint(&missing).starts_with("sluice: no agent is running: /nonexistent/status.sock"));
+    let other = anyhow::anyhow!("no bpffs").context("cannot start");
+    assert_eq!(complaint(&other), "sluice: cannot start: no bpffs");
+}
