@@ -1,2 +1,60 @@
-//! `cargo xtask`: set-up, eBPF build, demo, test, bench and lint.
-fn main() {}
+//! `cargo xtask`: set-up, eBPF build, demo, test, bench and lint. Each command runs what it depends on.
+
+mod ebpf;
+mod packages;
+mod shell;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, eBPF build, demo, test, bench and lint of Sluice"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or make the eBPF toolchain and install the Debian packages that demo and tests need
+    Setup(Setup),
+    /// Build the eBPF objects, show what each program costs and compare with the budget
+    BuildEbpf(ebpf::Options),
+}
+
+#[derive(Args)]
+struct Setup {
+    /// Leave the Debian packages alone
+    #[arg(long)]
+    toolchain_only: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Setup(setup) => {
+            if !setup.toolchain_only {
+                packages::install_missing()?;
+            }
+            let toolchain = toolchain::find_or_make()?;
+            println!("eBPF toolchain: {toolchain}");
+            Ok(())
+        }
+        Command::BuildEbpf(options) => ebpf::build(&options).map(drop),
+    }
+}

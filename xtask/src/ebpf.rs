@@ -1,0 +1,91 @@
+//! Builds `lb-ebpf`, apart from the rest of the workspace, so that a machine without an eBPF toolchain can still check
+//! and test everything else.
+
+use std::{
+    env::consts::ARCH,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{
+    shell::{cargo, root, run, step},
+    toolchain::{self, Toolchain},
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// How to build and judge the objects.
+#[derive(Args, Default)]
+pub struct Options {
+    /// Write today's costs into the budget instead of comparing
+    #[arg(long)]
+    pub update_budget: bool,
+}
+
+/// Where the objects are.
+pub struct Objects {
+    /// The product's programs.
+    pub sluice: PathBuf,
+    /// The programs of tests and benchmarks.
+    pub lab: PathBuf,
+}
+
+/// Builds both objects.
+pub fn build(_options: &Options) -> Result<Objects> {
+    let toolchain = toolchain::find_or_make()?;
+    let target_directory = root().join("target/ebpf");
+    step("building the eBPF objects", || {
+        run(&mut compile(&toolchain, &target_directory, "build"))
+    })?;
+    let objects = target_directory.join(TARGET).join("release");
+    Ok(Objects {
+        sluice: objects.join("sluice"),
+        lab: objects.join("lab"),
+    })
+}
+
+fn compile(toolchain: &Toolchain, target_directory: &Path, subcommand: &str) -> Command {
+    let mut command = cargo();
+    if let Some(own) = &toolchain.cargo {
+        command = Command::new(own);
+        command.current_dir(root());
+    }
+    let flags = [
+        &format!("--cfg=bpf_target_arch=\"{ARCH}\""),
+        "-Cdebuginfo=2",
+        "-Ctarget-cpu=v3",
+        &format!("-Clinker={}", toolchain.linker.display()),
+        "-Clink-arg=--btf",
+        // Unaligned loads are one instruction on every machine that has XDP.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
+    ];
+    command
+        .args([
+            subcommand,
+            "-Zbuild-std=core",
+            "--target",
+            TARGET,
+            "--release",
+            "--package",
+            "lb-ebpf",
+            "--target-dir",
+        ])
+        .arg(target_directory)
+        .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // What a developer or a CI sets for the host's code does not fit this target.
+    for name in [
+        "RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_BUILD_TARGET",
+        "RUSTUP_TOOLCHAIN",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
