@@ -1,1 +1,3 @@
 //! What the tests of Sluice share: packet builders, the namespace lab, real programs.
+
+pub mod lab;
