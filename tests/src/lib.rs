@@ -1,1 +1,6 @@
 //! What the tests of Sluice share: packet builders, the namespace lab, real programs.
+
+pub mod agent;
+pub mod lab;
+pub mod process;
+pub mod programs;

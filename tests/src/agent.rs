@@ -1,0 +1,192 @@
+//! The real agent, started in the node of a lab.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    lab::{Lab, NODE, UPLINK, wait_until},
+    process::Process,
+};
+
+/// Environment variable that names the `sluice` binary.
+pub const BINARY: &str = "SLUICE_BIN";
+
+/// How long the agent may take to load its programs, test the rungs and answer.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// A service of the configuration.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// The virtual address.
+    pub vip: IpAddr,
+    /// `TCP` or `UDP`.
+    pub protocol: &'static str,
+    /// The port at the VIP.
+    pub port: u16,
+    /// `static`, `recorded` or `none`; the default of the protocol where absent.
+    pub replies: Option<&'static str>,
+    /// `auto`, `redirect`, `peer` or `stack`.
+    pub rung: &'static str,
+    /// Pods, all of weight 1.
+    pub backends: Vec<SocketAddr>,
+}
+
+/// Configuration of an agent in a lab.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// XDP mode of the uplink: `auto`, `native` or `generic`.
+    pub mode: &'static str,
+    /// The services.
+    pub services: Vec<Service>,
+}
+
+/// A running agent; SIGTERM and the end of its maps on drop.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    binary: PathBuf,
+    configuration: PathBuf,
+    socket: PathBuf,
+    pins: PathBuf,
+    runtime: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent in the lab's node and waits until it answers. The router's end of the uplink gets its XDP
+    /// program first, without which the agent's own packets vanish.
+    pub fn start(lab: &mut Lab, configuration: &Configuration) -> Result<Self> {
+        let binary: PathBuf = std::env::var_os(BINARY)
+            .with_context(|| format!("{BINARY} is not set: run this through `cargo xtask`, which builds the agent"))?
+            .into();
+        lab.attach_router_program()?;
+        let file = lab.directory().join("sluice.yaml");
+        let (pins, runtime) = (lab.bpffs().join("sluice"), lab.directory().join("run"));
+        fs::create_dir_all(&runtime)?;
+        fs::write(&file, configuration.yaml(&pins, &runtime))?;
+        let process = Process::start("sluice agent", lab.node.command(&binary).args(["agent", "--config"]).arg(&file))?;
+        let socket = runtime.join(SOCKET);
+        let mut agent = Self { process, binary, configuration: file, socket, pins, runtime };
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// Replaces the configuration and tells the agent.
+    pub fn reconfigure(&mut self, configuration: &Configuration) -> Result<()> {
+        fs::write(&self.configuration, configuration.yaml(&self.pins, &self.runtime))?;
+        self.process.signal(libc::SIGHUP)
+    }
+
+    /// What `sluice status` says.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.status_command().args(["-o", "json"]).stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "sluice status failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        serde_json::from_slice(&output.stdout).context("the status is not JSON")
+    }
+
+    /// The table that `sluice status` prints for people.
+    pub fn status_table(&self) -> Result<String> {
+        let output = self.status_command().output()?;
+        ensure!(output.status.success(), "sluice status failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The command that prints the status, for people to type.
+    #[must_use]
+    pub fn status_line(&self) -> String {
+        format!("{} status --socket {}", self.binary.display(), self.socket.display())
+    }
+
+    /// The pinned maps.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.pins.clone()
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.configuration.clone()
+    }
+
+    /// Last lines of the log, for failures.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    /// Sends SIGTERM and waits for a clean exit.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.stop()?;
+        ensure!(status.success(), "the agent ended with {status}\n{}", self.log_tail());
+        Ok(())
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let mut last = String::from("not asked yet");
+        let ready = wait_until("the agent to answer `sluice status`", READY_LIMIT, || {
+            self.process.check_running()?;
+            match self.status() {
+                Ok(_) => Ok(Some(())),
+                Err(error) => {
+                    last = format!("{error:#}");
+                    Ok(None)
+                }
+            }
+        });
+        ready.with_context(|| format!("last answer: {last}\n{}", self.log_tail()))
+    }
+
+    fn status_command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(["status", "--socket"]).arg(&self.socket);
+        command
+    }
+}
+
+/// Name of the agent's socket in its run directory.
+const SOCKET: &str = "agent.sock";
+
+impl Configuration {
+    fn yaml(&self, pins: &std::path::Path, runtime: &std::path::Path) -> String {
+        let mut yaml = format!(
+            "node:\n  addresses: [\"{}\", \"{}\"]\n\
+             uplinks:\n  - interface: {UPLINK}\n    mode: {}\n\
+             pinDirectory: {}\nrunDirectory: {}\nservices:\n",
+            NODE.v4,
+            NODE.v6,
+            self.mode,
+            pins.display(),
+            runtime.display()
+        );
+        for service in &self.services {
+            service.write_yaml(&mut yaml).expect("writing to a string cannot fail");
+        }
+        yaml
+    }
+}
+
+impl Service {
+    fn write_yaml(&self, yaml: &mut String) -> std::fmt::Result {
+        writeln!(yaml, "  - name: {}\n    vip: \"{}\"", self.name, self.vip)?;
+        writeln!(yaml, "    protocol: {}\n    ports: [{}]\n    rung: {}", self.protocol, self.port, self.rung)?;
+        if let Some(replies) = self.replies {
+            writeln!(yaml, "    replies: {replies}")?;
+        }
+        writeln!(yaml, "    backends:")?;
+        for backend in &self.backends {
+            writeln!(yaml, "      - {{address: \"{}\", port: {}, weight: 1}}", backend.ip(), backend.port())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! BIRD 2: a BGP speaker in the element that exports routes, and one in a pod that waits for it.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::PATIENCE;
+use crate::{
+    lab::{ELEMENT, Family, Namespace, Pod, Transport, require_program, wait_until},
+    process::Process,
+};
+
+/// BGP's port (RFC 4271).
+pub const PORT: u16 = 179;
+const ELEMENT_AS: u32 = 64501;
+const POD_AS: u32 = 64500;
+
+/// The prefixes that the element announces.
+#[must_use]
+pub const fn announced(family: Family) -> [&'static str; 2] {
+    match family {
+        Family::V4 => ["203.0.113.0/25", "203.0.113.128/25"],
+        Family::V6 => ["2001:db8:a::/48", "2001:db8:b::/48"],
+    }
+}
+
+/// A running BIRD.
+#[derive(Debug)]
+pub struct Bird {
+    process: Process,
+    socket: PathBuf,
+    family: Family,
+}
+
+/// An established session, as the pod sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The address that the session came from.
+    pub neighbor: IpAddr,
+    /// The prefixes learned from it, sorted.
+    pub routes: Vec<String>,
+}
+
+impl Bird {
+    /// The pod's side: accepts a session from any address, so that the address it shows is the one it saw.
+    pub fn collector(pod: &Pod, family: Family, directory: &Path) -> Result<Self> {
+        let (channel, any, via) = match family {
+            Family::V4 => ("ipv4", "0.0.0.0/0", "192.0.2.0/24"),
+            Family::V6 => ("ipv6", "::/0", "2001:db8:1::/64"),
+        };
+        let configuration = format!(
+            "router id 10.244.0.{id};\n\
+             protocol device {{ }}\n\
+             # Routes of a multihop session resolve through this one.\n\
+             protocol static resolver {{ {channel}; route {via} via \"eth0\"; }}\n\
+             protocol bgp element {{\n\
+               local {local} as {POD_AS};\n\
+               neighbor range {any} as {ELEMENT_AS};\n\
+               dynamic name \"session\";\n\
+               multihop;\n\
+               passive;\n\
+               {channel} {{ import all; export none; }};\n\
+             }}\n",
+            id = pod.index,
+            local = pod.addresses.of(family),
+        );
+        let bird =
+            Self::start(&pod.namespace, &format!("{}-{channel}", pod.name()), family, &configuration, directory)?;
+        pod.namespace.wait_listening(Transport::Tcp, PORT, PATIENCE).with_context(|| bird.log_tail())?;
+        Ok(bird)
+    }
+
+    /// The element's side: opens a session to `target` and exports [`announced`].
+    pub fn element(element: &Namespace, target: IpAddr, directory: &Path) -> Result<Self> {
+        let (family, channel) = if target.is_ipv4() { (Family::V4, "ipv4") } else { (Family::V6, "ipv6") };
+        let routes: String = announced(family).iter().map(|prefix| format!("route {prefix} blackhole; ")).collect();
+        let configuration = format!(
+            "router id 192.0.2.10;\n\
+             protocol device {{ }}\n\
+             protocol static announced {{ {channel}; {routes} }}\n\
+             protocol bgp collector {{\n\
+               local {local} as {ELEMENT_AS};\n\
+               neighbor {target} as {POD_AS};\n\
+               multihop;\n\
+               connect delay time 1;\n\
+               connect retry time 2;\n\
+               {channel} {{ import none; export where source = RTS_STATIC; }};\n\
+             }}\n",
+            local = ELEMENT.of(family),
+        );
+        Self::start(element, &format!("element-{channel}"), family, &configuration, directory)
+    }
+
+    fn start(namespace: &Namespace, name: &str, family: Family, configuration: &str, directory: &Path) -> Result<Self> {
+        require_program("bird", "bird2")?;
+        let directory = directory.join(format!("bird-{name}"));
+        fs::create_dir_all(&directory)?;
+        let (file, socket) = (directory.join("bird.conf"), directory.join("bird.ctl"));
+        fs::write(&file, format!("log stderr all;\n{configuration}"))?;
+        let mut process = Process::start(
+            &format!("bird in {name}"),
+            namespace.command("bird").arg("-f").arg("-c").arg(&file).arg("-s").arg(&socket),
+        )?;
+        wait_until(&format!("bird in {name} to be ready"), PATIENCE, || {
+            process.check_running()?;
+            Ok(socket.exists().then_some(()))
+        })?;
+        Ok(Self { process, socket, family })
+    }
+
+    /// Waits until a session is established and all announced prefixes are there.
+    pub fn wait_session(&self) -> Result<Session> {
+        let wanted = announced(self.family).map(str::to_owned).to_vec();
+        let found = wait_until("a BGP session with its routes", PATIENCE, || {
+            Ok(self.session()?.filter(|session| session.routes == wanted))
+        });
+        found.with_context(|| self.log_tail())
+    }
+
+    /// The established session, if there is one.
+    pub fn session(&self) -> Result<Option<Session>> {
+        let protocols = self.control(&["show", "protocols", "all"])?;
+        let Some(neighbor) = established_neighbor(&protocols) else { return Ok(None) };
+        let mut routes: Vec<_> = self
+            .control(&["show", "route", "where", "source", "=", "RTS_BGP"])?
+            .lines()
+            .filter_map(|line| line.split_whitespace().next().filter(|word| word.contains('/')).map(str::to_owned))
+            .collect();
+        routes.sort();
+        Ok(Some(Session { neighbor, routes }))
+    }
+
+    /// Last lines of the log, for failures.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    fn control(&self, words: &[&str]) -> Result<String> {
+        // The control socket is a file: no namespace is needed.
+        let output = Command::new("birdc").arg("-r").arg("-s").arg(&self.socket).args(words).output()?;
+        ensure!(output.status.success(), "birdc {words:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// The neighbor of the first protocol whose BGP state is Established.
+fn established_neighbor(protocols: &str) -> Option<IpAddr> {
+    let (_, rest) = protocols.split_once("BGP state:          Established")?;
+    let line = rest.lines().find_map(|line| line.trim().strip_prefix("Neighbor address:"))?;
+    line.trim().parse().ok()
+}

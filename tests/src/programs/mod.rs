@@ -1,0 +1,21 @@
+//! The real programs that tests send through the data plane. Each scenario takes its target's address, so that it
+//! can be run against a pod directly, which shows that the scenario itself works, and against a VIP.
+
+pub mod bird;
+pub mod bulk;
+pub mod echo;
+pub mod snmp;
+pub mod telemetry;
+
+use std::{net::IpAddr, time::Duration};
+
+/// How long a program may take to be ready, and a message to arrive. Generous: test machines are shared.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An IPv6 address as programs want it before a port.
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
