@@ -1,1 +1,3 @@
 //! From what is wanted and what is installed to what must be written: pure.
+
+pub mod ranges;
