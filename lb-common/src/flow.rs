@@ -158,6 +158,13 @@ pub fn snapshot(entry: &Entry) -> Option<(Key, u32, u32)> {
     (control & IDENTITY != 0 && entry.control.load() == control).then_some((key, value as u32, (value >> 32) as u32))
 }
 
+/// Removes the record of `key` if the entry still holds it.
+#[cfg(not(target_arch = "bpf"))]
+pub fn remove(entry: &Entry, key: &Key) -> bool {
+    let control = entry.control.load();
+    key.is_in(entry, control) && entry.control.swap_if(control, (control & !IDENTITY).wrapping_add(2 * SEQUENCE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

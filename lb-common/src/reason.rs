@@ -66,36 +66,61 @@ pub enum Reason {
 pub const REASONS: usize = 28;
 
 impl Reason {
-    /// Every reason with its name as maps, metrics and the status show it, in the order of the map's keys.
-    pub const ALL: [(Self, &'static str); REASONS] = [
-        (Self::Redirected, "redirected"),
-        (Self::Peered, "peered"),
-        (Self::Stacked, "stacked"),
-        (Self::Replied, "replied"),
-        (Self::EchoAnswered, "echo_answered"),
-        (Self::PortClosed, "port_closed"),
-        (Self::NoBackend, "no_backend"),
-        (Self::TtlExceeded, "ttl_exceeded"),
-        (Self::TooBig, "too_big"),
-        (Self::NotIp, "not_ip"),
-        (Self::NotForUs, "not_for_us"),
-        (Self::OtherProtocol, "other_protocol"),
-        (Self::Fragment, "fragment"),
-        (Self::Malformed, "malformed"),
-        (Self::TooManyHeaders, "too_many_headers"),
-        (Self::NotAnswered, "not_answered"),
-        (Self::RateLimited, "rate_limited"),
-        (Self::BackendUnreachable, "backend_unreachable"),
-        (Self::BrokenTable, "broken_table"),
-        (Self::BypassesFull, "bypasses_full"),
-        (Self::NoPort, "no_port"),
-        (Self::NoRoom, "no_room"),
-        (Self::NotAReply, "not_a_reply"),
-        (Self::Bypassed, "bypassed"),
-        (Self::BypassSeen, "bypass_seen"),
-        (Self::Unrecorded, "unrecorded"),
-        (Self::SelfTest, "self_test"),
-        (Self::RecordWithoutService, "record_without_service"),
+    /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
+    /// keys.
+    pub const ALL: [(Self, &'static str, &'static str); REASONS] = [
+        (Self::Redirected, "redirected", "Rewritten and sent into the pod by XDP_REDIRECT"),
+        (Self::Peered, "peered", "Rewritten and handed to bpf_redirect_peer"),
+        (Self::Stacked, "stacked", "Rewritten and handed to the node's own stack"),
+        (Self::Replied, "replied", "A reply of a pod that now carries the VIP"),
+        (Self::EchoAnswered, "echo_answered", "An ICMP echo request to a VIP, answered"),
+        (Self::PortClosed, "port_closed", "A closed port of a VIP: TCP RST or ICMP port unreachable"),
+        (Self::NoBackend, "no_backend", "A service without a backend: TCP RST or ICMP port unreachable"),
+        (Self::TtlExceeded, "ttl_exceeded", "TTL or hop limit used up: ICMP Time Exceeded"),
+        (Self::TooBig, "too_big", "Longer than the pod's MTU: ICMP Fragmentation Needed or Packet Too Big"),
+        (Self::NotIp, "not_ip", "Neither IPv4 nor IPv6: passed"),
+        (Self::NotForUs, "not_for_us", "To no VIP: passed"),
+        (Self::OtherProtocol, "other_protocol", "To a VIP by a protocol other than TCP, UDP and ICMP echo: passed"),
+        (Self::Fragment, "fragment", "A fragment to a VIP: passed"),
+        (Self::Malformed, "malformed", "To a VIP, with a header that is cut short or contradicts itself: dropped"),
+        (
+            Self::TooManyHeaders,
+            "too_many_headers",
+            "To a VIP, with more IPv6 extension headers, or longer ones, than are looked through: dropped",
+        ),
+        (
+            Self::NotAnswered,
+            "not_answered",
+            "A RST, or something else that must not be answered, to what would be refused: dropped",
+        ),
+        (Self::RateLimited, "rate_limited", "An answer above its rate limit: dropped"),
+        (Self::BackendUnreachable, "backend_unreachable", "The chosen backend cannot be reached now: dropped"),
+        (
+            Self::BrokenTable,
+            "broken_table",
+            "A table that contradicts another, which is a defect or a map changed by hand: dropped",
+        ),
+        (
+            Self::BypassesFull,
+            "bypasses_full",
+            "A connection that must be recorded, while the map of bypasses is full: dropped",
+        ),
+        (Self::NoPort, "no_port", "The next hop's port is gone from the device map: dropped"),
+        (Self::NoRoom, "no_room", "The frame could not be resized or given metadata: dropped"),
+        (Self::NotAReply, "not_a_reply", "From a pod, and no reply of a service: passed"),
+        (Self::Bypassed, "bypassed", "A reply of a connection that reached the pod without a VIP: passed"),
+        (Self::BypassSeen, "bypass_seen", "To a pod, beside Sluice, and recorded (or known) as a bypass: passed"),
+        (
+            Self::Unrecorded,
+            "unrecorded",
+            "UDP from an endpoint to somebody whose packets did not come through the VIP: passed",
+        ),
+        (Self::SelfTest, "self_test", "The pod's answer to the agent's self-test: dropped, its work being done"),
+        (
+            Self::RecordWithoutService,
+            "record_without_service",
+            "A reply whose record names a service that is gone: dropped",
+        ),
     ];
 
     /// Key in the map `reasons`.
@@ -108,6 +133,11 @@ impl Reason {
     pub const fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
+
+    /// What it means, in a line.
+    pub const fn doc(self) -> &'static str {
+        Self::ALL[self as usize].2
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_list_is_complete_and_in_the_order_of_the_keys() {
-        for (i, (reason, _)) in Reason::ALL.iter().enumerate() {
+        for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
         assert_eq!(Reason::RecordWithoutService.index() as usize + 1, REASONS);

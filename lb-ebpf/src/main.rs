@@ -60,6 +60,12 @@ pub fn sluice_uplink_out(context: TcContext) -> i32 {
     rewrite_reply(context.skb.skb, Place::Uplink)
 }
 
+/// Attached nowhere: tells the agent the time as these programs see it, by `BPF_PROG_TEST_RUN`.
+#[classifier]
+pub fn sluice_clock(_context: TcContext) -> i32 {
+    maps::jiffies() as i32
+}
+
 /// What `sluice_xdp` left in front of the frame.
 #[inline(always)]
 fn read_metadata(skb: *mut __sk_buff) -> Option<u32> {

@@ -5,6 +5,8 @@
 
 pub mod cli;
 pub mod config;
+pub mod dataplane;
+pub mod engine;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -37,14 +37,9 @@ pub struct Objects {
 pub fn build(_options: &Options) -> Result<Objects> {
     let toolchain = toolchain::find_or_make()?;
     let target_directory = root().join("target/ebpf");
-    step("building the eBPF objects", || {
-        run(&mut compile(&toolchain, &target_directory, "build"))
-    })?;
+    step("building the eBPF objects", || run(&mut compile(&toolchain, &target_directory, "build")))?;
     let objects = target_directory.join(TARGET).join("release");
-    Ok(Objects {
-        sluice: objects.join("sluice"),
-        lab: objects.join("lab"),
-    })
+    Ok(Objects { sluice: objects.join("sluice"), lab: objects.join("lab") })
 }
 
 fn compile(toolchain: &Toolchain, target_directory: &Path, subcommand: &str) -> Command {
@@ -63,28 +58,13 @@ fn compile(toolchain: &Toolchain, target_directory: &Path, subcommand: &str) -> 
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
     ];
     command
-        .args([
-            subcommand,
-            "-Zbuild-std=core",
-            "--target",
-            TARGET,
-            "--release",
-            "--package",
-            "lb-ebpf",
-            "--target-dir",
-        ])
+        .args([subcommand, "-Zbuild-std=core", "--target", TARGET, "--release", "--package", "lb-ebpf", "--target-dir"])
         .arg(target_directory)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     // What a developer or a CI sets for the host's code does not fit this target.
-    for name in [
-        "RUSTFLAGS",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "CARGO_BUILD_TARGET",
-        "RUSTUP_TOOLCHAIN",
-    ] {
+    for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "RUSTUP_TOOLCHAIN"] {
         command.env_remove(name);
     }
     command

@@ -11,10 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Set-up, eBPF build, demo, test, bench and lint of Sluice"
-)]
+#[command(name = "cargo xtask", about = "Set-up, eBPF build, demo, test, bench and lint of Sluice")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

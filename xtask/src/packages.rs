@@ -20,41 +20,17 @@ struct Package {
 }
 
 const PACKAGES: &[Package] = &[
-    Package {
-        name: "iproute2",
-        binary: "ip",
-        why: "network namespaces, veth pairs, routes",
-    },
-    Package {
-        name: "ethtool",
-        binary: "ethtool",
-        why: "checksum and receive offloads of the test's interfaces",
-    },
+    Package { name: "iproute2", binary: "ip", why: "network namespaces, veth pairs, routes" },
+    Package { name: "ethtool", binary: "ethtool", why: "checksum and receive offloads of the test's interfaces" },
     Package {
         name: "nftables",
         binary: "nft",
         why: "NodePort- and hostPort-like DNAT in the tests of the return path",
     },
-    Package {
-        name: "bpftool",
-        binary: "bpftool",
-        why: "checks that every map prints with named fields",
-    },
-    Package {
-        name: "snmp",
-        binary: "snmptrap",
-        why: "sends SNMP traps and informs",
-    },
-    Package {
-        name: "snmptrapd",
-        binary: "snmptrapd",
-        why: "receives them in the pods",
-    },
-    Package {
-        name: "bird2",
-        binary: "bird",
-        why: "BGP on both sides of a VIP",
-    },
+    Package { name: "bpftool", binary: "bpftool", why: "checks that every map prints with named fields" },
+    Package { name: "snmp", binary: "snmptrap", why: "sends SNMP traps and informs" },
+    Package { name: "snmptrapd", binary: "snmptrapd", why: "receives them in the pods" },
+    Package { name: "bird2", binary: "bird", why: "BGP on both sides of a VIP" },
 ];
 
 /// Debian's hook that package scripts ask before they start a service: 101 forbids it.
@@ -62,10 +38,7 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Installs what is missing; quick where nothing is.
 pub fn install_missing() -> Result<()> {
-    let missing: Vec<&Package> = PACKAGES
-        .iter()
-        .filter(|package| which(package.binary).is_none())
-        .collect();
+    let missing: Vec<&Package> = PACKAGES.iter().filter(|package| which(package.binary).is_none()).collect();
     if missing.is_empty() {
         println!("Debian packages: all {} are here", PACKAGES.len());
         return Ok(());
@@ -74,10 +47,7 @@ pub fn install_missing() -> Result<()> {
         println!("missing: {:<10} {}", package.name, package.why);
     }
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
-    let by_hand = format!(
-        "apt-get install --no-install-recommends {}",
-        names.join(" ")
-    );
+    let by_hand = format!("apt-get install --no-install-recommends {}", names.join(" "));
     if which("apt-get").is_none() {
         bail!("this is no Debian: install the programs listed above by other means");
     }
@@ -101,14 +71,9 @@ pub fn install_missing() -> Result<()> {
 /// `apt-get update`.
 pub fn update_lists() -> Result<()> {
     if !is_root() {
-        bail!(
-            "the package lists are missing or old, and refreshing them needs root: sudo apt-get update"
-        );
+        bail!("the package lists are missing or old, and refreshing them needs root: sudo apt-get update");
     }
-    step("apt-get update", || {
-        run_quietly(Command::new("apt-get").args(["-q", "update"]))
-    })
-    .map(drop)
+    step("apt-get update", || run_quietly(Command::new("apt-get").args(["-q", "update"]))).map(drop)
 }
 
 /// Whether dpkg has this package.
@@ -162,6 +127,5 @@ impl Drop for NoServices {
 
 fn write_policy(text: &[u8]) -> Result<()> {
     fs::write(POLICY, text).with_context(|| format!("cannot write {POLICY}"))?;
-    fs::set_permissions(Path::new(POLICY), fs::Permissions::from_mode(0o755))
-        .context("cannot set its mode")
+    fs::set_permissions(Path::new(POLICY), fs::Permissions::from_mode(0o755)).context("cannot set its mode")
 }

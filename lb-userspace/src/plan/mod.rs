@@ -1,3 +1,7 @@
 //! From what is wanted and what is installed to what must be written: pure.
 
+pub mod ids;
+pub mod maglev;
+pub mod ops;
+pub mod planner;
 pub mod ranges;

@@ -27,9 +27,7 @@ LD_LIBRARY_PATH=\"$directory/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\" exec \"$
 
 /// Whether the tools of this route are here.
 pub fn is_possible() -> bool {
-    ["apt-get", "apt-cache", "dpkg-deb"]
-        .iter()
-        .all(|tool| which(tool).is_some())
+    ["apt-get", "apt-cache", "dpkg-deb"].iter().all(|tool| which(tool).is_some())
 }
 
 /// The toolchain that [`make`] left, if it is complete and of this recipe.
@@ -40,14 +38,10 @@ pub fn find(directory: &Path) -> Option<Toolchain> {
         return None;
     }
     Some(Toolchain {
-        origin: format!(
-            "Debian's {}, private to this project",
-            lines.next().unwrap_or("rustc")
-        ),
+        origin: format!("Debian's {}, private to this project", lines.next().unwrap_or("rustc")),
         rustc: directory.join("rustc"),
         cargo: None,
-        linker: env::var_os("BPF_LINKER")
-            .map_or_else(|| directory.join("bin/bpf-linker"), PathBuf::from),
+        linker: env::var_os("BPF_LINKER").map_or_else(|| directory.join("bin/bpf-linker"), PathBuf::from),
     })
 }
 
@@ -59,45 +53,23 @@ pub fn private_linker(directory: &Path) -> Option<PathBuf> {
 /// Downloads, unpacks, builds the linker. The marker comes last: what was interrupted is begun again.
 pub fn make(directory: &Path) -> Result<()> {
     fresh_directory(directory)?;
-    let archives = step(
-        "downloading Debian's rustc, its sources and LLVM (about 140 MB)",
-        || download(directory),
-    )?;
-    let version = step("unpacking them (about 450 MB)", || {
-        unpack(directory, &archives)
-    })?;
+    let archives = step("downloading Debian's rustc, its sources and LLVM (about 140 MB)", || download(directory))?;
+    let version = step("unpacking them (about 450 MB)", || unpack(directory, &archives))?;
     let llvm = llvm_major(&directory.join("rustc"))?;
-    step(
-        &format!("building bpf-linker {BPF_LINKER_VERSION} for LLVM {llvm} (about a minute)"),
-        || {
-            let target = directory.join("build");
-            run(cargo()
-                .args([
-                    "install",
-                    "bpf-linker",
-                    "--version",
-                    BPF_LINKER_VERSION,
-                    "--locked",
-                    "--quiet",
-                ])
-                .args([
-                    "--no-default-features",
-                    "--features",
-                    &format!("llvm-{llvm}"),
-                    "--root",
-                ])
-                .arg(directory)
-                .arg("--target-dir")
-                .arg(&target)
-                .env("LLVM_PREFIX", directory)
-                .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
-                .env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
-            fs::remove_dir_all(&target)
-                .with_context(|| format!("cannot remove {}", target.display()))
-        },
-    )?;
-    fs::write(marker(directory), format!("{RECIPE}\n{version}\n"))
-        .context("cannot write the marker file")
+    step(&format!("building bpf-linker {BPF_LINKER_VERSION} for LLVM {llvm} (about a minute)"), || {
+        let target = directory.join("build");
+        run(cargo()
+            .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--quiet"])
+            .args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"])
+            .arg(directory)
+            .arg("--target-dir")
+            .arg(&target)
+            .env("LLVM_PREFIX", directory)
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
+        fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))
+    })?;
+    fs::write(marker(directory), format!("{RECIPE}\n{version}\n")).context("cannot write the marker file")
 }
 
 /// Fetches the packages of one version into `directory/archives`.
@@ -113,9 +85,8 @@ fn download(directory: &Path) -> Result<PathBuf> {
     // The names carry versions: rustc's library package names its LLVM, and its development package names it.
     let library = dependency("libstd-rust-web-dev", "libstd-rust-web-")?;
     let llvm = dependency(&library, "libllvm")?;
-    let mut names: Vec<String> = ["rustc-web", "libstd-rust-web-dev", "rust-web-src", &library]
-        .map(|name| format!("{name}={version}"))
-        .into();
+    let mut names: Vec<String> =
+        ["rustc-web", "libstd-rust-web-dev", "rust-web-src", &library].map(|name| format!("{name}={version}")).into();
     names.extend(missing_libraries(&llvm));
     names.push(llvm);
     let get = || {
@@ -138,12 +109,7 @@ fn download(directory: &Path) -> Result<PathBuf> {
 fn unpack(directory: &Path, archives: &Path) -> Result<String> {
     let tree = directory.join("tree");
     for entry in fs::read_dir(archives)? {
-        run_quietly(
-            Command::new("dpkg-deb")
-                .arg("-x")
-                .arg(entry?.path())
-                .arg(&tree),
-        )?;
+        run_quietly(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&tree))?;
     }
     let lib = directory.join("lib");
     fs::create_dir_all(directory.join("bin"))?;
@@ -193,60 +159,34 @@ fn link_llvm(lib: &Path) -> Result<()> {
 /// LLVM's own libraries that this machine lacks; bare images have no libz3.
 fn missing_libraries(llvm: &str) -> Vec<String> {
     let mut query = Command::new("apt-cache");
-    query.args([
-        "depends",
-        "--recurse",
-        "--no-recommends",
-        "--no-suggests",
-        "--no-conflicts",
-        "--no-breaks",
-    ]);
+    query.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
     query.args(["--no-replaces", "--no-enhances", llvm]);
     let closure = probe(&mut query).unwrap_or_default();
     closure
         .lines()
-        .filter(|line| {
-            !line.starts_with([' ', '<', '|']) && *line != llvm && line.starts_with("lib")
-        })
+        .filter(|line| !line.starts_with([' ', '<', '|']) && *line != llvm && line.starts_with("lib"))
         .filter(|name| !packages::is_installed(name))
         .map(str::to_owned)
         .collect()
 }
 
 fn llvm_major(rustc: &Path) -> Result<u32> {
-    let version =
-        probe(Command::new(rustc).arg("-vV")).context("cannot ask rustc for its version")?;
+    let version = probe(Command::new(rustc).arg("-vV")).context("cannot ask rustc for its version")?;
     version
         .lines()
-        .find_map(|line| {
-            line.strip_prefix("LLVM version: ")?
-                .split('.')
-                .next()?
-                .parse()
-                .ok()
-        })
+        .find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok())
         .context("rustc does not name its LLVM version")
 }
 
 fn candidate(package: &str) -> Option<String> {
-    let policy = probe(
-        Command::new("apt-cache")
-            .args(["policy", package])
-            .env("LC_ALL", "C"),
-    )?;
-    let version = policy
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let policy = probe(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"))?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then(|| version.to_owned())
 }
 
 fn dependency(package: &str, prefix: &str) -> Result<String> {
-    let record =
-        run_quietly(Command::new("apt-cache").args(["show", "--no-all-versions", package]))?;
-    let depends = record
-        .lines()
-        .find_map(|line| line.strip_prefix("Depends: "))
-        .unwrap_or_default();
+    let record = run_quietly(Command::new("apt-cache").args(["show", "--no-all-versions", package]))?;
+    let depends = record.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
     depends
         .split(", ")
         .filter_map(|dependency| dependency.split(' ').next())
@@ -259,15 +199,11 @@ fn directories(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(path) else {
         return Vec::new();
     };
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.is_dir())
-        .collect()
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to)
-        .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+    fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
 }
 
 fn marker(directory: &Path) -> PathBuf {

@@ -31,13 +31,7 @@ pub struct Toolchain {
 
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}\n  rustc  {}\n  linker {}",
-            self.origin,
-            self.rustc.display(),
-            self.linker.display()
-        )
+        write!(f, "{}\n  rustc  {}\n  linker {}", self.origin, self.rustc.display(), self.linker.display())
     }
 }
 
@@ -48,19 +42,13 @@ pub fn find_or_make() -> Result<Toolchain> {
     }
     let directory = private_directory()?;
     if rustup::may_fetch() {
-        match step(
-            "installing nightly Rust with rustup, and bpf-linker",
-            || rustup::make(&directory),
-        ) {
+        match step("installing nightly Rust with rustup, and bpf-linker", || rustup::make(&directory)) {
             Ok(()) => {}
             Err(error) => eprintln!("    {error:#}; trying Debian's packages instead"),
         }
     }
     if find()?.is_none() && debian::is_possible() {
-        step(
-            &format!("making a private eBPF toolchain in {}", directory.display()),
-            || debian::make(&directory),
-        )?;
+        step(&format!("making a private eBPF toolchain in {}", directory.display()), || debian::make(&directory))?;
     }
     find()?.context(
         "no eBPF toolchain, and none could be made here; on a machine with internet access these two commands do it:\n  \
@@ -80,9 +68,7 @@ fn find() -> Result<Option<Toolchain>> {
     if let Some(path) = env::var_os("EBPF_RUSTC") {
         let rustc = existing("EBPF_RUSTC", path.into())?;
         let Some(linker) = linker.or_else(|| debian::private_linker(&private)) else {
-            bail!(
-                "EBPF_RUSTC is set but there is no bpf-linker: set BPF_LINKER or `cargo install bpf-linker`"
-            );
+            bail!("EBPF_RUSTC is set but there is no bpf-linker: set BPF_LINKER or `cargo install bpf-linker`");
         };
         if !has_sources(&sysroot(&mut Command::new(&rustc)).unwrap_or_default()) {
             bail!(
@@ -90,21 +76,13 @@ fn find() -> Result<Option<Toolchain>> {
                 rustc.display()
             );
         }
-        return Ok(Some(Toolchain {
-            origin: "EBPF_RUSTC".into(),
-            rustc,
-            cargo: None,
-            linker,
-        }));
+        return Ok(Some(Toolchain { origin: "EBPF_RUSTC".into(), rustc, cargo: None, linker }));
     }
     if let Some(linker) = linker {
         let candidates = [
             ("nightly Rust of rustup", rustup::sysroot("nightly")),
             ("the default Rust", sysroot(&mut Command::new("rustc"))),
-            (
-                "the system's Rust",
-                sysroot(&mut Command::new("/usr/bin/rustc")),
-            ),
+            ("the system's Rust", sysroot(&mut Command::new("/usr/bin/rustc"))),
         ];
         for (origin, sysroot) in candidates {
             if let Some(sysroot) = sysroot.filter(|sysroot| has_sources(sysroot)) {
@@ -125,19 +103,14 @@ fn find() -> Result<Option<Toolchain>> {
 fn private_directory() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
         Some(path) => PathBuf::from(path),
-        None => {
-            PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
-                .join(".cache")
-        }
+        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
     };
     Ok(cache.join("sluice/ebpf-toolchain"))
 }
 
 /// `core` is only ever built from the sources that came with the compiler: another version's do not compile.
 fn has_sources(sysroot: &Path) -> bool {
-    sysroot
-        .join("lib/rustlib/src/rust/library/Cargo.lock")
-        .is_file()
+    sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").is_file()
 }
 
 fn sysroot(rustc: &mut Command) -> Option<PathBuf> {

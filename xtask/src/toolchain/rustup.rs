@@ -23,9 +23,7 @@ pub fn sysroot(toolchain: &str) -> Option<PathBuf> {
     which("rustup")?;
     let mut rustup = Command::new("rustup");
     // Looking must not install anything.
-    rustup
-        .env("RUSTUP_AUTO_INSTALL", "0")
-        .args(["run", toolchain, "rustc", "--print", "sysroot"]);
+    rustup.env("RUSTUP_AUTO_INSTALL", "0").args(["run", toolchain, "rustc", "--print", "sysroot"]);
     probe(&mut rustup).map(PathBuf::from)
 }
 
@@ -36,15 +34,11 @@ pub fn private_linker(directory: &Path) -> Option<PathBuf> {
 
 /// Whether rustup is here, allowed to install, and likely to reach its server.
 pub fn may_fetch() -> bool {
-    if which("rustup").is_none() || env::var("RUSTUP_AUTO_INSTALL").is_ok_and(|value| value == "0")
-    {
+    if which("rustup").is_none() || env::var("RUSTUP_AUTO_INSTALL").is_ok_and(|value| value == "0") {
         return false;
     }
     // Behind a proxy a direct connection says nothing.
-    if ["https_proxy", "HTTPS_PROXY", "RUSTUP_DIST_SERVER"]
-        .iter()
-        .any(|name| env::var_os(name).is_some())
-    {
+    if ["https_proxy", "HTTPS_PROXY", "RUSTUP_DIST_SERVER"].iter().any(|name| env::var_os(name).is_some()) {
         return true;
     }
     // In a thread, because name resolution has no deadline of its own.
@@ -52,9 +46,7 @@ pub fn may_fetch() -> bool {
     thread::spawn(move || {
         let reached = ("static.rust-lang.org", 443)
             .to_socket_addrs()
-            .is_ok_and(|mut addresses| {
-                addresses.any(|a| TcpStream::connect_timeout(&a, REACHABLE_WITHIN).is_ok())
-            });
+            .is_ok_and(|mut addresses| addresses.any(|a| TcpStream::connect_timeout(&a, REACHABLE_WITHIN).is_ok()));
         sender.send(reached).ok();
     });
     receiver.recv_timeout(REACHABLE_WITHIN).unwrap_or(false)
@@ -75,14 +67,7 @@ pub fn make(directory: &Path) -> Result<()> {
         return Ok(());
     }
     run(cargo()
-        .args([
-            "install",
-            "bpf-linker",
-            "--version",
-            BPF_LINKER_VERSION,
-            "--locked",
-            "--root",
-        ])
+        .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--root"])
         .arg(root(directory)))
 }
 

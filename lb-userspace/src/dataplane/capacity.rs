@@ -1,0 +1,104 @@
+//! How large each map is: follows from the configured capacities alone.
+
+use lb_common::{abi, flow, index};
+
+use crate::{model::Capacities, plan::planner::member_capacity};
+
+/// Sizes that the loader sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Services, one of them the self-test's.
+    pub services: u32,
+    /// Backends and next hops, one of them the self-test's.
+    pub backends: u32,
+    /// Elements of `maglev`, the last the self-test's.
+    pub slot_blocks: u32,
+    /// Entries of `members`, the last the self-test's.
+    pub members: u32,
+    /// Entries of `bypasses`.
+    pub bypasses: u32,
+    /// Logarithm to base 2 of the buckets of `flows`.
+    pub flows_log2: u32,
+    /// Logarithm to base 2 of the buckets of `service_index`.
+    pub service_index_log2: u32,
+    /// Logarithm to base 2 of the buckets of `endpoint_index`.
+    pub endpoint_index_log2: u32,
+}
+
+/// A name, its entries, and the bytes of memory they take.
+pub type MapSize = (&'static str, u32, u64);
+
+impl Sizes {
+    /// Sizes for these capacities.
+    pub const fn new(capacities: &Capacities) -> Self {
+        let services = capacities.services + 1;
+        let backends = capacities.backends + 1;
+        Self {
+            services,
+            backends,
+            slot_blocks: capacities.maglev_slots.div_ceil(abi::SLOTS_PER_BLOCK as u32) + 1,
+            members: member_capacity(capacities) + 1,
+            bypasses: capacities.bypasses,
+            flows_log2: log2(capacities.flows.div_ceil(flow::WAYS as u32)),
+            // Half full at most, VIPs counted as services: then hardly a bucket overflows.
+            service_index_log2: log2(services),
+            endpoint_index_log2: log2(backends.div_ceil(2)),
+        }
+    }
+
+    /// Entries and memory of each map. Hashes are reckoned with 64 bytes an entry for the kernel's own part.
+    pub fn maps(&self, cpus: u64) -> Vec<MapSize> {
+        let array = |entries: u32, bytes: usize| u64::from(entries) * (bytes as u64).next_multiple_of(8);
+        let hash = |entries: u32, bytes: usize| u64::from(entries) * (bytes as u64 + 64);
+        let per_cpu = |entries: u32, bytes: usize| cpus * array(entries, bytes);
+        let key = size_of::<abi::ServiceKey>();
+        let (services, backends) = (self.services, self.backends);
+        let (service_buckets, endpoint_buckets) = (1 << self.service_index_log2, 1 << self.endpoint_index_log2);
+        let flows = 1 << self.flows_log2;
+        let traffic = size_of::<abi::Traffic>();
+        vec![
+            ("services", services, hash(services, key + size_of::<abi::Service>())),
+            ("vips", services, hash(services, 20)),
+            ("service_index", service_buckets, array(service_buckets, size_of::<index::ServiceBucket>())),
+            ("service_addresses", services, array(services, key)),
+            ("maglev", self.slot_blocks, array(self.slot_blocks, size_of::<abi::SlotBlock>())),
+            ("members", self.members, array(self.members, size_of::<abi::Member>())),
+            ("backends", backends, array(backends, size_of::<abi::Backend>())),
+            ("next_hops", backends, array(backends, size_of::<abi::NextHop>())),
+            ("tx_ports", backends, array(backends, 8)),
+            ("endpoints", backends, hash(backends, key + size_of::<abi::Endpoint>())),
+            ("endpoint_index", endpoint_buckets, array(endpoint_buckets, size_of::<index::EndpointBucket>())),
+            ("bypasses", self.bypasses, hash(self.bypasses, size_of::<abi::BypassKey>() + size_of::<abi::Bypass>())),
+            ("endpoint_bypasses", backends, array(backends, size_of::<abi::BypassCount>())),
+            ("flows", flows, array(flows, size_of::<flow::Bucket>())),
+            ("uplinks", 16, hash(16, 12)),
+            ("routes", 1024, per_cpu(1024, size_of::<abi::Route>())),
+            ("settings", 1, array(1, size_of::<abi::Settings>())),
+            ("limiters", 3, per_cpu(3, size_of::<abi::Bucket>())),
+            ("reasons", lb_common::reason::REASONS as u32, per_cpu(lb_common::reason::REASONS as u32, 16)),
+            ("service_counters", services, per_cpu(services, traffic)),
+            ("backend_counters", backends, per_cpu(backends, traffic)),
+        ]
+    }
+}
+
+/// Logarithm to base 2 of the smallest power of two that is not less.
+const fn log2(n: u32) -> u32 {
+    n.next_power_of_two().trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_capacities_take_less_than_128_mebibytes_on_64_cpus() {
+        let total: u64 = Sizes::new(&Capacities::default()).maps(64).iter().map(|(_, _, bytes)| bytes).sum();
+        assert!(total < 128 << 20, "{} MiB", total >> 20);
+    }
+
+    #[test]
+    fn a_bucket_count_is_the_next_power_of_two() {
+        assert_eq!([log2(1), log2(2), log2(3), log2(1024), log2(1025)], [0, 1, 2, 10, 11]);
+    }
+}

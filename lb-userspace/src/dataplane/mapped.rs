@@ -1,0 +1,86 @@
+//! A BPF array in this process' memory.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    ptr::NonNull,
+};
+
+use aya::maps::MapData;
+
+/// A `BPF_F_MMAPABLE` array as a slice that programs read and write at the same time: elements are accessed one
+/// word at a time, never through plain references.
+pub struct Mapped<T> {
+    start: NonNull<T>,
+    elements: usize,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to no thread; access is by words.
+unsafe impl<T> Send for Mapped<T> {}
+// SAFETY: as above; writers agree among themselves (one agent).
+unsafe impl<T> Sync for Mapped<T> {}
+
+impl<T> Mapped<T> {
+    /// Maps `elements` values of `T`. The map's values are eight bytes at least; `T` may be a part of one.
+    pub fn new(map: &MapData, elements: usize) -> io::Result<Self> {
+        let bytes = (elements * size_of::<T>()).next_multiple_of(4096);
+        // SAFETY: a fresh shared mapping of the map's own memory; the kernel checks its length.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { start, elements, bytes })
+    }
+
+    /// Elements.
+    pub const fn len(&self) -> usize {
+        self.elements
+    }
+
+    /// Never the case: maps have at least one element.
+    pub const fn is_empty(&self) -> bool {
+        self.elements == 0
+    }
+
+    /// Writes one element as one store.
+    ///
+    /// # Panics
+    /// Where `index` is beyond the array, which is a defect of the planner.
+    pub fn write(&self, index: usize, value: T) {
+        assert!(index < self.elements, "element {index} of {}", self.elements);
+        // SAFETY: in bounds; `T` is four or eight bytes and aligned, so the store is one.
+        unsafe { self.start.add(index).write_volatile(value) }
+    }
+}
+
+/// Elements that consist of words may be shared as they are.
+pub trait Shared {}
+impl Shared for lb_common::flow::Bucket {}
+impl Shared for lb_common::abi::BypassCount {}
+impl<const V: usize> Shared for lb_common::index::Bucket<V> {}
+
+impl<T: Shared> Mapped<T> {
+    /// The elements.
+    pub const fn elements(&self) -> &[T] {
+        // SAFETY: the mapping lives as long as `self`, and these types allow concurrent access.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.elements) }
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` made.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,119 @@
+//! The eBPF object: where it comes from, and how it is loaded.
+
+use std::{path::Path, time::Instant};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
+};
+
+use super::{DataPlaneError, capacity::Sizes};
+
+/// The object that `cargo xtask build` put into this program.
+#[cfg(sluice_ebpf_object)]
+static EMBEDDED: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"));
+#[cfg(not(sluice_ebpf_object))]
+static EMBEDDED: &[u8] = &[];
+
+/// Names of the tc programs.
+pub const TC_PROGRAMS: [&str; 5] =
+    ["sluice_return", "sluice_bypass", "sluice_uplink_in", "sluice_uplink_out", "sluice_clock"];
+
+/// Loads the object's maps and programs; nothing is attached. Maps are pinned under `pins`.
+pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> {
+    let read;
+    let bytes = match (EMBEDDED, std::env::var_os("SLUICE_EBPF_OBJECT")) {
+        ([], None) => return Err(DataPlaneError::NoObject),
+        ([], Some(path)) => {
+            read = std::fs::read(&path).map_err(|source| DataPlaneError::PinDirectory {
+                path: path.into(),
+                what: "reading the eBPF object",
+                source,
+                advice: "; build it with `cargo xtask build-ebpf`",
+            })?;
+            read.as_slice()
+        }
+        (embedded, _) => embedded,
+    };
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SERVICE_INDEX_LOG2", &sizes.service_index_log2, true)
+        .override_global("ENDPOINT_INDEX_LOG2", &sizes.endpoint_index_log2, true)
+        .override_global("FLOWS_LOG2", &sizes.flows_log2, true);
+    for (name, entries, _) in sizes.maps(1) {
+        loader.map_max_entries(name, entries);
+    }
+    let mut object = loader.load(bytes)?;
+    if let Some(pins) = pins {
+        for (name, map) in object.maps().filter(|(name, _)| !name.starts_with('.')) {
+            let path = pins.join(name);
+            map.pin(&path).map_err(|source| DataPlaneError::Pin { path, source })?;
+        }
+    }
+    xdp(&mut object)?.load().map_err(|source| loading("sluice_xdp", source))?;
+    for name in TC_PROGRAMS {
+        tc(&mut object, name)?.load().map_err(|source| loading(name, source))?;
+    }
+    Ok(object)
+}
+
+fn loading(program: &'static str, source: ProgramError) -> DataPlaneError {
+    DataPlaneError::Program {
+        program,
+        interface: "-".into(),
+        source,
+        advice: "; the kernel must be 6.6 or newer, and the agent needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN".into(),
+    }
+}
+
+/// The uplink's program.
+pub fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, DataPlaneError> {
+    match object.program_mut("sluice_xdp") {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => Err(DataPlaneError::ForeignObject { what: "program sluice_xdp" }),
+    }
+}
+
+/// A tc program.
+pub fn tc<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DataPlaneError> {
+    match object.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(DataPlaneError::ForeignObject { what: name }),
+    }
+}
+
+/// The kernel's clock as the programs see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Jiffies in a second.
+    pub hertz: u64,
+    read_at: Instant,
+    jiffies: u32,
+}
+
+impl Clock {
+    /// Measures the kernel's tick, which no file tells reliably.
+    pub fn measure(object: &mut Ebpf) -> Result<Self, DataPlaneError> {
+        let (from, start) = (jiffies(object)?, Instant::now());
+        // Time itself is what is measured here.
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        let (to, elapsed) = (jiffies(object)?, start.elapsed());
+        let measured = f64::from(to.wrapping_sub(from)) / elapsed.as_secs_f64();
+        let distance = |hertz: &u64| ((*hertz as f64 - measured).abs() * 1000.0) as u64;
+        let hertz = [100, 250, 300, 1000].into_iter().min_by_key(distance).unwrap_or(250);
+        Ok(Self { hertz, read_at: Instant::now(), jiffies: to })
+    }
+
+    /// Coarse time of records now, as [`lb_common::abi::coarse_ticks`] counts it, without its highest bits.
+    pub fn coarse(&self) -> u32 {
+        let since = self.read_at.elapsed().as_millis() as u64 * self.hertz / 1000;
+        lb_common::abi::coarse_ticks(u64::from(self.jiffies).wrapping_add(since))
+    }
+}
+
+fn jiffies(object: &mut Ebpf) -> Result<u32, DataPlaneError> {
+    let frame = [0; 64];
+    let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+    let run = tc(object, "sluice_clock")?.test_run(options).map_err(DataPlaneError::Clock)?;
+    Ok(run.return_value)
+}

@@ -1,0 +1,343 @@
+//! The maps, typed, and the writes that a plan consists of.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap as BpfHash, Map, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMap},
+};
+use lb_common::{
+    abi::{self, Bypass, BypassKey, Counter, ServiceKey, Settings, Traffic, service_flags},
+    address::Address,
+    flow, index,
+    reason::Reason,
+};
+
+use super::{DataPlaneError, capacity::Sizes, mapped::Mapped};
+use crate::plan::ops::MapOp;
+
+/// Keys of one index bucket with their values.
+type BucketContent<const V: usize> = Vec<(ServiceKey, [u64; V])>;
+
+/// An index and what stands in each of its buckets.
+struct IndexWriter<const V: usize> {
+    memory: Mapped<index::Bucket<V>>,
+    content: HashMap<usize, BucketContent<V>>,
+    log2: u32,
+    seed: u64,
+}
+
+impl<const V: usize> IndexWriter<V> {
+    fn change(&mut self, key: &ServiceKey, value: Option<[u64; V]>) {
+        let bucket = ((index::hash(key, self.seed) >> 1) >> (63 - self.log2)) as usize;
+        let content = self.content.entry(bucket).or_default();
+        match (content.iter().position(|(k, _)| k == key), value) {
+            (Some(at), Some(value)) => content[at].1 = value,
+            (Some(at), None) => {
+                content.remove(at);
+            }
+            (None, Some(value)) => content.push((*key, value)),
+            (None, None) => return,
+        }
+        self.memory.elements()[bucket].write(content.iter().map(|(key, value)| (key, *value)));
+    }
+}
+
+/// All maps of the data plane.
+pub struct Tables {
+    services: BpfHash<MapData, ServiceKey, abi::Service>,
+    vips: BpfHash<MapData, Address, u32>,
+    service_index: IndexWriter<3>,
+    service_addresses: Array<MapData, ServiceKey>,
+    slots: Mapped<abi::Slot>,
+    members: Mapped<abi::Member>,
+    backends: Array<MapData, abi::Backend>,
+    next_hops: Array<MapData, abi::NextHop>,
+    tx_ports: DevMap<MapData>,
+    endpoints: BpfHash<MapData, ServiceKey, abi::Endpoint>,
+    endpoint_index: IndexWriter<4>,
+    bypasses: BpfHash<MapData, BypassKey, Bypass>,
+    bypass_counts: Mapped<abi::BypassCount>,
+    flows: Mapped<flow::Bucket>,
+    uplinks: BpfHash<MapData, u32, abi::Uplink>,
+    settings: Array<MapData, Settings>,
+    reasons: PerCpuArray<MapData, Counter>,
+    service_counters: PerCpuArray<MapData, Traffic>,
+    backend_counters: PerCpuArray<MapData, Traffic>,
+    written: Settings,
+}
+
+macro_rules! take {
+    ($object:expr, $name:literal) => {
+        $object.take_map($name).ok_or(DataPlaneError::ForeignObject { what: concat!("map ", $name) })?.try_into()?
+    };
+}
+
+fn mapped<T>(object: &Ebpf, name: &'static str, elements: usize) -> Result<Mapped<T>, DataPlaneError> {
+    match object.map(name) {
+        Some(Map::Array(data)) => {
+            Mapped::new(data, elements).map_err(|source| DataPlaneError::Memory { map: name, source })
+        }
+        _ => Err(DataPlaneError::ForeignObject { what: name }),
+    }
+}
+
+impl Tables {
+    /// Takes the maps out of a loaded object.
+    pub fn new(object: &mut Ebpf, sizes: &Sizes, settings: Settings) -> Result<Self, DataPlaneError> {
+        let seed = settings.table_seed;
+        let service_index = IndexWriter {
+            memory: mapped(object, "service_index", 1 << sizes.service_index_log2)?,
+            content: HashMap::new(),
+            log2: sizes.service_index_log2,
+            seed,
+        };
+        let endpoint_index = IndexWriter {
+            memory: mapped(object, "endpoint_index", 1 << sizes.endpoint_index_log2)?,
+            content: HashMap::new(),
+            log2: sizes.endpoint_index_log2,
+            seed,
+        };
+        let mut tables = Self {
+            slots: mapped(object, "maglev", sizes.slot_blocks as usize * abi::SLOTS_PER_BLOCK)?,
+            members: mapped(object, "members", sizes.members as usize)?,
+            bypass_counts: mapped(object, "endpoint_bypasses", sizes.backends as usize)?,
+            flows: mapped(object, "flows", 1 << sizes.flows_log2)?,
+            service_index,
+            endpoint_index,
+            services: take!(object, "services"),
+            vips: take!(object, "vips"),
+            service_addresses: take!(object, "service_addresses"),
+            backends: take!(object, "backends"),
+            next_hops: take!(object, "next_hops"),
+            tx_ports: take!(object, "tx_ports"),
+            endpoints: take!(object, "endpoints"),
+            bypasses: take!(object, "bypasses"),
+            uplinks: take!(object, "uplinks"),
+            settings: take!(object, "settings"),
+            reasons: take!(object, "reasons"),
+            service_counters: take!(object, "service_counters"),
+            backend_counters: take!(object, "backend_counters"),
+            written: settings,
+        };
+        tables.settings.set(0, settings, 0)?;
+        Ok(tables)
+    }
+
+    /// Settings as they are.
+    pub const fn settings(&self) -> &Settings {
+        &self.written
+    }
+
+    /// Changes settings while the programs run.
+    pub fn change_settings(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), DataPlaneError> {
+        let mut settings = self.written;
+        change(&mut settings);
+        if settings != self.written {
+            self.settings.set(0, settings, 0)?;
+            self.written = settings;
+        }
+        Ok(())
+    }
+
+    /// Names an uplink, so that replies may leave by it.
+    pub fn set_uplink(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<(), DataPlaneError> {
+        Ok(self.uplinks.insert(ifindex, abi::Uplink { mac, pad: [0; 2] }, 0)?)
+    }
+
+    /// Forgets an uplink.
+    pub fn remove_uplink(&mut self, ifindex: u32) -> Result<(), DataPlaneError> {
+        ignore_missing(self.uplinks.remove(&ifindex))
+    }
+
+    /// Applies one write.
+    pub fn apply(&mut self, op: &MapOp) -> Result<(), DataPlaneError> {
+        match op {
+            MapOp::SetNextHop { id, value } => self.set_next_hop(*id, value)?,
+            MapOp::SetBackend { id, value } => self.backends.set(*id, value, 0)?,
+            MapOp::WriteMembers { offset, members } | MapOp::UpdateMembers { offset, members } => {
+                for (at, member) in (*offset as usize..).zip(members) {
+                    self.members.write(at, *member);
+                }
+            }
+            MapOp::WriteSlots { offset, slots } => {
+                for (at, slot) in (*offset as usize..).zip(slots) {
+                    self.slots.write(at, *slot);
+                }
+            }
+            MapOp::SetServiceAddress { id, key } => self.service_addresses.set(*id, key, 0)?,
+            MapOp::SetEndpoint { key, value } => {
+                self.endpoints.insert(key, value, 0)?;
+                // SAFETY: both are 32 bytes of plain integers without padding.
+                let words = unsafe { std::mem::transmute::<abi::Endpoint, [u64; 4]>(*value) };
+                self.endpoint_index.change(key, Some(words));
+            }
+            MapOp::RemoveEndpoint { key } => {
+                self.endpoint_index.change(key, None);
+                ignore_missing(self.endpoints.remove(key))?;
+            }
+            MapOp::SetService { key, value } => {
+                self.services.insert(key, value, 0)?;
+                self.service_index.change(key, Some(service_words(*value)));
+            }
+            MapOp::RemoveService { key } => {
+                self.service_index.change(key, None);
+                ignore_missing(self.services.remove(key))?;
+            }
+            MapOp::SetVip { address, services: 0 } => {
+                self.service_index.change(&ServiceKey::of_vip(*address), None);
+                ignore_missing(self.vips.remove(address))?;
+            }
+            MapOp::SetVip { address, services } => {
+                self.vips.insert(address, services, 0)?;
+                let value = abi::Service { flags: service_flags::VIP, ..abi::Service::default() };
+                self.service_index.change(&ServiceKey::of_vip(*address), Some(service_words(value)));
+            }
+            MapOp::ClearServiceCounters { id } => clear(&mut self.service_counters, *id)?,
+            MapOp::ClearBackendCounters { id } => clear(&mut self.backend_counters, *id)?,
+        }
+        Ok(())
+    }
+
+    fn set_next_hop(&mut self, id: u32, value: &abi::NextHop) -> Result<(), DataPlaneError> {
+        if value.ifindex == 0 {
+            // The kernel empties the port by itself when the interface goes.
+            let _ = self.tx_ports.remove(id);
+        } else {
+            self.tx_ports.set(id, value.ifindex, None, 0)?;
+        }
+        Ok(self.next_hops.set(id, value, 0)?)
+    }
+
+    /// The endpoint at a key, as the return path sees it.
+    pub fn endpoint(&self, key: &ServiceKey) -> Option<abi::Endpoint> {
+        self.endpoints.get(key, 0).ok()
+    }
+
+    /// Records a connection that reaches an endpoint without a VIP. Counted before it is there, as the programs do.
+    pub fn record_bypass(&mut self, key: &BypassKey, backend: u32, since: u32) -> Result<(), DataPlaneError> {
+        if self.bypasses.get(key, 0).is_ok() {
+            return Ok(());
+        }
+        let count = &self.bypass_counts.elements()[backend as usize].count;
+        count.add(1);
+        let value = Bypass { service: abi::NO_SERVICE, since };
+        self.bypasses.insert(key, value, aya_flags::NO_EXIST).or_else(|error| {
+            count.add(u64::MAX);
+            if self.bypasses.get(key, 0).is_ok() { Ok(()) } else { Err(error.into()) }
+        })
+    }
+
+    /// Every recorded connection.
+    pub fn bypasses(&self) -> Vec<(BypassKey, Bypass)> {
+        self.bypasses.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Takes a record away; `backend` is that of its endpoint.
+    pub fn remove_bypass(&mut self, key: &BypassKey, backend: Option<u32>) -> Result<(), DataPlaneError> {
+        match self.bypasses.remove(key) {
+            Ok(()) => {
+                if let Some(count) = backend.and_then(|id| self.bypass_counts.elements().get(id as usize)) {
+                    count.count.add(u64::MAX);
+                }
+                Ok(())
+            }
+            error => ignore_missing(error),
+        }
+    }
+
+    /// No records of a backend are left: its id may name another one.
+    pub fn clear_bypass_count(&self, backend: u32) {
+        self.bypass_counts.elements()[backend as usize].count.store(0);
+    }
+
+    /// Removes recorded UDP clients of these backends and services.
+    pub fn forget_flows(&self, backends: &[u32], services: &[u32]) {
+        for bucket in self.flows.elements() {
+            for entry in &bucket.entries {
+                if let Some((key, service, _)) = flow::snapshot(entry)
+                    && (backends.contains(&key.parts().0) || services.contains(&service))
+                {
+                    flow::remove(entry, &key);
+                }
+            }
+        }
+    }
+
+    /// Packets and bytes by reason.
+    pub fn reasons(&self) -> Result<Vec<(Reason, Counter)>, DataPlaneError> {
+        Reason::ALL
+            .iter()
+            .map(|(reason, ..)| {
+                let values = self.reasons.get(&reason.index(), 0)?;
+                let sum = values.iter().fold(Counter::default(), |sum, cpu| Counter {
+                    packets: sum.packets + cpu.packets,
+                    bytes: sum.bytes + cpu.bytes,
+                });
+                Ok((*reason, sum))
+            })
+            .collect()
+    }
+
+    /// Forwarded packets of a service.
+    pub fn service_traffic(&self, id: u32) -> Result<Traffic, DataPlaneError> {
+        Ok(sum(&self.service_counters.get(&id, 0)?))
+    }
+
+    /// Forwarded packets of a backend.
+    pub fn backend_traffic(&self, id: u32) -> Result<Traffic, DataPlaneError> {
+        Ok(sum(&self.backend_counters.get(&id, 0)?))
+    }
+
+    /// Recorded UDP clients and bypasses, counted.
+    pub fn fill(&self) -> (u32, u32) {
+        let flows = self.flows.elements().iter().flat_map(|b| &b.entries).filter_map(flow::snapshot).count();
+        (flows as u32, self.bypasses.keys().count() as u32)
+    }
+
+    /// Drops what a pod's address is recorded under.
+    pub fn forget_pod(&mut self, pod: IpAddr, backend_of: impl Fn(&BypassKey) -> Option<u32>) {
+        let address = Address::from(pod);
+        let gone: BTreeMap<usize, BypassKey> =
+            self.bypasses().into_iter().map(|(key, _)| key).filter(|key| key.pod == address).enumerate().collect();
+        for key in gone.values() {
+            let _ = self.remove_bypass(key, backend_of(key));
+        }
+    }
+}
+
+mod aya_flags {
+    /// `BPF_NOEXIST` (include/uapi/linux/bpf.h).
+    pub const NO_EXIST: u64 = 1;
+}
+
+fn service_words(value: abi::Service) -> [u64; 3] {
+    // SAFETY: both are 24 bytes of plain integers without padding.
+    unsafe { std::mem::transmute(value) }
+}
+
+fn sum(values: &PerCpuValues<Traffic>) -> Traffic {
+    values.iter().fold(Traffic::default(), |sum, cpu| Traffic {
+        packets: sum.packets + cpu.packets,
+        bytes: sum.bytes + cpu.bytes,
+        reply_packets: sum.reply_packets + cpu.reply_packets,
+        reply_bytes: sum.reply_bytes + cpu.reply_bytes,
+    })
+}
+
+fn clear(map: &mut PerCpuArray<MapData, Traffic>, id: u32) -> Result<(), DataPlaneError> {
+    let cpus = map.get(&id, 0)?.len();
+    Ok(map.set(id, PerCpuValues::try_from(vec![Traffic::default(); cpus]).map_err(MapError::from)?, 0)?)
+}
+
+/// Removing what is not there is no error: the wanted state is reached.
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), DataPlaneError> {
+    match result {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => Ok(result?),
+    }
+}

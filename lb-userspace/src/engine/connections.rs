@@ -1,0 +1,182 @@
+//! Connections that reach a pod without a VIP: those that were there first are learned, those that are over forgotten.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::abi::{BypassKey, NO_SERVICE, ServiceKey, endpoint_flags, protocol};
+use tracing::{debug, warn};
+
+use super::Engine;
+use crate::{
+    model::Protocol,
+    net::{
+        links::PodInterface,
+        sockets::{Connection, Listeners, connections, connections_in},
+    },
+    plan::{ops::MapOp, planner::EndpointKey},
+};
+
+/// Coarse ticks that a record is kept at least: a handshake may not have made its socket yet.
+const YOUNG: u32 = 12;
+/// Coarse ticks after which an unused record of UDP goes: ten minutes at 1000 Hz, more at less.
+const UDP_IDLE: u32 = 2400;
+
+impl Engine {
+    /// Applies a plan's writes. An endpoint's first appearance is in two steps: bypasses are recorded, then what is
+    /// connected already is listed, and only then are its replies rewritten.
+    pub(super) fn apply(&mut self, ops: Vec<MapOp>) {
+        self.pending.extend(ops);
+        while let Some(op) = self.pending.front().cloned() {
+            if let Err(error) = self.apply_one(&op) {
+                warn!(%error, ?op, "a write failed; it is tried again");
+                self.last_error = Some(format!("cannot write to the maps: {error}"));
+                return;
+            }
+            self.pending.pop_front();
+        }
+    }
+
+    fn apply_one(&mut self, op: &MapOp) -> anyhow::Result<()> {
+        if let MapOp::SetEndpoint { key, value } = op
+            && key.protocol == protocol::TCP
+            && self.tables.endpoint(key).is_none()
+        {
+            let mut learning = *value;
+            learning.flags |= endpoint_flags::LEARNING;
+            self.tables.apply(&MapOp::SetEndpoint { key: *key, value: learning })?;
+            self.learn(key, value.backend);
+        }
+        self.tables.apply(op)?;
+        Ok(())
+    }
+
+    /// Records what is connected to an endpoint now.
+    fn learn(&mut self, key: &ServiceKey, backend: u32) {
+        let address = IpAddr::from(key.address);
+        match self.sockets_of(address, &[key.port]) {
+            Ok(found) => self.record(found, |_| Some(backend)),
+            Err(error) => warn!(%address, port = key.port, %error, "cannot list a pod's connections"),
+        }
+    }
+
+    /// Records what is connected to the served endpoints of a pod that has just come, or come back: nothing of it
+    /// can have come through a VIP.
+    pub(super) fn learn_pod(&mut self, pod: &PodInterface, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        let endpoints: BTreeMap<(IpAddr, u16), u32> = self
+            .planner
+            .backends()
+            .iter()
+            .filter(|(key, _)| key.protocol == Protocol::Tcp && addresses.contains(&key.address))
+            .map(|(key, backend)| ((key.address, key.port), backend.id))
+            .collect();
+        if endpoints.is_empty() {
+            return Ok(());
+        }
+        for address in addresses {
+            let planner = &self.planner;
+            self.tables.forget_pod(*address, |key| backend_of(planner, key));
+        }
+        let ports: BTreeSet<u16> = endpoints.keys().map(|(_, port)| *port).collect();
+        let ports: Vec<u16> = ports.into_iter().collect();
+        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
+        let found = connections_in(&netns, &ports, Listeners::Without)?;
+        self.record(found, |local| endpoints.get(&(local.ip(), local.port())).copied());
+        Ok(())
+    }
+
+    fn sockets_of(&mut self, address: IpAddr, ports: &[u16]) -> anyhow::Result<Vec<Connection>> {
+        let finding = self.findings.iter().find(|((found, _), _)| *found == address).map(|(_, finding)| finding);
+        match finding {
+            Some(finding) if finding.is_host() => Ok(connections(ports, Listeners::Without)?),
+            Some(finding) => match finding.pod().map(|pod| pod.netns_id) {
+                Some(id) => {
+                    let netns = self.namespaces.find(&mut self.netlink, id)?;
+                    Ok(connections_in(&netns, ports, Listeners::Without)?)
+                }
+                None => Ok(Vec::new()),
+            },
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn record(&mut self, found: Vec<Connection>, backend_of: impl Fn(SocketAddr) -> Option<u32>) {
+        let since = self.clock.coarse();
+        for connection in found {
+            let Some(backend) = backend_of(connection.local) else { continue };
+            let key = key_of(&connection);
+            if let Err(error) = self.tables.record_bypass(&key, backend, since) {
+                warn!(%error, local = %connection.local, remote = %connection.remote, "cannot record a connection");
+            }
+        }
+    }
+
+    /// Forgets records whose connection is over: the pod has no such socket.
+    pub(super) fn sweep_bypasses(&mut self) {
+        let now = self.clock.coarse();
+        let mut by_pod: BTreeMap<IpAddr, Vec<(BypassKey, u32)>> = BTreeMap::new();
+        for (key, bypass) in self.tables.bypasses() {
+            // The highest bits of a coarse time are the kernel's alone.
+            let age = now.wrapping_sub(bypass.since) & 0x00ff_ffff;
+            by_pod.entry(key.pod.into()).or_default().push((key, age));
+        }
+        for (pod, records) in by_pod {
+            let ports: BTreeSet<u16> = records.iter().map(|(key, _)| key.pod_port).collect();
+            let alive = match self.sockets_of(pod, &ports.into_iter().collect::<Vec<_>>()) {
+                Ok(found) => found.iter().map(key_of).collect::<BTreeSet<_>>(),
+                Err(error) => {
+                    debug!(%pod, %error, "cannot list a pod's connections now");
+                    continue;
+                }
+            };
+            for (key, age) in records {
+                let over = match key.protocol {
+                    protocol::TCP => age > YOUNG && !alive.contains(&key),
+                    _ => age > UDP_IDLE,
+                };
+                if over {
+                    let backend = backend_of(&self.planner, &key);
+                    if let Err(error) = self.tables.remove_bypass(&key, backend) {
+                        warn!(%error, %pod, "cannot remove the record of a connection");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets go of identifiers that nothing uses, with whatever is recorded under them.
+    pub(super) fn retire(&mut self) {
+        let retired = self.planner.retire(self.started.elapsed());
+        if retired.services.is_empty() && retired.backends.is_empty() {
+            return;
+        }
+        self.tables.forget_flows(&retired.backends, &retired.services);
+        for (key, bypass) in self.tables.bypasses() {
+            let named = bypass.service != NO_SERVICE && retired.services.contains(&bypass.service);
+            if named || backend_of(&self.planner, &key).is_none() {
+                let _ = self.tables.remove_bypass(&key, backend_of(&self.planner, &key));
+            }
+        }
+        for backend in retired.backends {
+            self.tables.clear_bypass_count(backend);
+        }
+    }
+}
+
+fn key_of(connection: &Connection) -> BypassKey {
+    BypassKey {
+        client: connection.remote.ip().into(),
+        pod: connection.local.ip().into(),
+        client_port: connection.remote.port(),
+        pod_port: connection.local.port(),
+        protocol: protocol::TCP,
+        pad: [0; 3],
+    }
+}
+
+fn backend_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {
+    let protocol = if key.protocol == protocol::TCP { Protocol::Tcp } else { Protocol::Udp };
+    let endpoint = EndpointKey { address: key.pod.into(), protocol, port: key.pod_port };
+    planner.backends().get(&endpoint).map(|backend| backend.id)
+}

@@ -1,0 +1,95 @@
+//! What must be so before anything is touched: privileges, and that no other agent runs.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, Write},
+    os::fd::AsRawFd,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// Capabilities (include/uapi/linux/capability.h), and what each is for.
+const NEEDED: [(u32, &str, &str); 4] = [
+    (12, "CAP_NET_ADMIN", "attach programs to interfaces"),
+    (21, "CAP_SYS_ADMIN", "enter pods' network namespaces and mount a bpffs"),
+    (38, "CAP_PERFMON", "load programs that read packets"),
+    (39, "CAP_BPF", "make maps and load programs"),
+];
+
+/// Refuses to go on without the capabilities that the agent needs, and names all that are missing.
+pub fn check_capabilities() -> Result<()> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read this process' capabilities")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .context("/proc/self/status names no effective capabilities")?;
+    let missing = missing(effective);
+    if !missing.is_empty() {
+        bail!("not allowed to run: missing {}; run as root, or grant them", missing.join(", "));
+    }
+    Ok(())
+}
+
+fn missing(effective: u64) -> Vec<String> {
+    let lacks = |bit: u32| effective & (1 << bit) == 0;
+    NEEDED.iter().filter(|(bit, _, _)| lacks(*bit)).map(|(_, name, why)| format!("{name} (to {why})")).collect()
+}
+
+/// Held as long as the agent runs; the kernel lets go of it however the agent ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of a run directory, which is made where it is missing.
+    pub fn take(run_directory: &Path) -> Result<Self> {
+        fs::create_dir_all(run_directory)
+            .with_context(|| format!("cannot make the run directory {}", run_directory.display()))?;
+        let path = run_directory.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+        // SAFETY: a descriptor that lives across the call.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).unwrap_or_default();
+            bail!(
+                "another agent runs on this node (process {}, lock {}); stop it first",
+                if holder.trim().is_empty() { "unknown" } else { holder.trim() },
+                path.display()
+            );
+        }
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_missing_capability_is_named_with_its_reason() {
+        assert_eq!(missing(u64::MAX), Vec::<String>::new());
+        let all = missing(0).join(", ");
+        assert!(all.contains("CAP_BPF (to make maps and load programs)") && all.contains("CAP_NET_ADMIN"), "{all}");
+    }
+
+    #[test]
+    fn a_second_agent_is_told_who_the_first_is() {
+        let directory = std::env::temp_dir().join(format!("sluice-lock-{}", std::process::id()));
+        let first = Lock::take(&directory).unwrap();
+        let refusal = Lock::take(&directory).unwrap_err().to_string();
+        assert!(refusal.contains(&format!("process {}", std::process::id())), "{refusal}");
+        drop(first);
+        Lock::take(&directory).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -1,0 +1,320 @@
+//! The agent: one task that owns the state, recomputes what is wanted, and applies the difference.
+
+mod connections;
+mod guard;
+mod pods;
+mod report;
+mod uplinks;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    hash::{BuildHasher, Hasher},
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
+use lb_common::{
+    abi::{ABI_VERSION, Limit, Settings},
+    limiter::TOKEN,
+};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+
+use self::{
+    guard::Lock,
+    pods::{Finding, GroChange, Wanted},
+    uplinks::AttachedUplink,
+};
+use crate::{
+    config,
+    dataplane::{
+        bpffs,
+        capacity::Sizes,
+        object::{self, Clock},
+        programs::Attached,
+        tables::Tables,
+    },
+    model::{Limits, Snapshot},
+    net::{
+        Netlink, links,
+        monitor::{Changes, Monitor},
+        netns::Namespaces,
+        routes,
+    },
+    plan::{maglev, ops::MapOp, planner::Planner},
+    status::{self, Status},
+};
+
+/// How often what no event tells of is looked after: retries, records, the configuration file.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks from one sweep of the bypasses to the next.
+const SWEEP_TICKS: u64 = 5;
+
+/// The agent's state.
+pub struct Engine {
+    config: PathBuf,
+    snapshot: Snapshot,
+    planner: Planner,
+    sizes: Sizes,
+    object: Ebpf,
+    tables: Tables,
+    attached: Attached,
+    uplinks: Vec<AttachedUplink>,
+    netlink: Netlink,
+    namespaces: Namespaces,
+    findings: BTreeMap<Wanted, Finding>,
+    gro_changes: Vec<GroChange>,
+    pending: VecDeque<MapOp>,
+    clock: Clock,
+    started: Instant,
+    last_error: Option<String>,
+    _lock: Lock,
+}
+
+/// Runs the agent with this configuration file until it is told to stop.
+pub fn run(config: &Path) -> Result<()> {
+    let snapshot = config::load(config)?;
+    guard::check_capabilities()?;
+    let lock = Lock::take(&snapshot.run_directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Before the first look, so that nothing is missed between the two.
+        let monitor = Monitor::open()?;
+        let mut engine = Engine::start(config, snapshot, lock)?;
+        let result = engine.serve(monitor).await;
+        engine.stop();
+        result
+    })
+}
+
+impl Engine {
+    fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+        let pins = &snapshot.pin_directory;
+        if bpffs::prepare(pins)? {
+            info!(path = %pins.display(), "bpffs mounted");
+        }
+        let sizes = Sizes::new(&snapshot.capacities);
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| error).unwrap_or(1) as u64;
+        for (name, entries, bytes) in sizes.maps(cpus) {
+            info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
+        }
+        let mut object = object::load(&sizes, Some(&pins.join("maps")))?;
+        let clock = Clock::measure(&mut object)?;
+        let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
+        let mut engine = Self {
+            config: config.to_path_buf(),
+            planner: Planner::new(snapshot.capacities),
+            attached: Attached::new(pins.join("links")),
+            sizes,
+            object,
+            tables,
+            uplinks: Vec::new(),
+            netlink: Netlink::open()?,
+            namespaces: Namespaces::default(),
+            findings: BTreeMap::new(),
+            gro_changes: Vec::new(),
+            pending: VecDeque::new(),
+            clock,
+            started: Instant::now(),
+            last_error: None,
+            _lock: lock,
+            snapshot,
+        };
+        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
+            engine.stop();
+            return Err(error);
+        }
+        Ok(engine)
+    }
+
+    async fn serve(&mut self, monitor: Monitor) -> Result<()> {
+        let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
+        let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+        let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Status>>(8);
+        tokio::spawn(status::serve(listener, move || answer(ask.clone())));
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // SAFETY: the monitor keeps its descriptor open and unchanged for as long as it lives.
+        let mut monitor = unsafe { AsyncFd::register(monitor) }?;
+        let mut version = file_version(&self.config);
+        let mut ticks = 0u64;
+        info!(services = self.snapshot.services.len(), "ready");
+        loop {
+            tokio::select! {
+                ready = monitor.readable_mut() => {
+                    let mut ready = ready?;
+                    let changes = ready.get_inner_mut().drain()?;
+                    if !changes.more {
+                        ready.clear_ready();
+                    }
+                    self.follow(&changes);
+                }
+                Some(question) = questions.recv() => {
+                    // Whoever asked may have left.
+                    let _ = question.send(self.status());
+                }
+                _ = tick.tick() => {
+                    ticks += 1;
+                    let now = file_version(&self.config);
+                    if now != version {
+                        version = now;
+                        self.reload();
+                    }
+                    self.look_after(ticks);
+                }
+                _ = hangup.recv() => {
+                    version = file_version(&self.config);
+                    self.reload();
+                }
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes up what netlink tells.
+    fn follow(&mut self, changes: &Changes) {
+        if changes.overrun {
+            warn!("notifications were lost; everything is read anew");
+        }
+        if changes.any()
+            && let Err(error) = self.tables.change_settings(|settings| settings.route_epoch += 1)
+        {
+            warn!(%error, "remembered routes could not be dropped");
+        }
+        if (changes.links || changes.routes)
+            && let Err(error) = self.reconcile()
+        {
+            warn!(%error, "the maps could not be brought up to date; tried again");
+        }
+    }
+
+    /// What time alone brings.
+    fn look_after(&mut self, ticks: u64) {
+        self.retire();
+        let unsettled = !self.pending.is_empty()
+            || self.uplinks.len() != self.snapshot.uplinks.len()
+            || self.findings.values().any(|finding| finding.rung.is_none());
+        if unsettled && let Err(error) = self.reconcile() {
+            warn!(%error, "the maps could not be brought up to date; tried again");
+        }
+        if ticks.is_multiple_of(SWEEP_TICKS) {
+            self.sweep_bypasses();
+        }
+    }
+
+    /// Computes what is wanted and applies the difference.
+    fn reconcile(&mut self) -> Result<()> {
+        let links = links::snapshot(&mut self.netlink)?;
+        let routes = routes::snapshot(&mut self.netlink)?;
+        self.follow_uplinks(&links);
+        let places = self.find_pods(&links, &routes);
+        let ops = self.planner.plan(&self.snapshot, &places, self.started.elapsed())?;
+        self.apply(ops);
+        Ok(())
+    }
+
+    /// Reads the configuration anew: all of it, or nothing and the reason.
+    fn reload(&mut self) {
+        match self.try_reload() {
+            Ok(()) => {
+                self.last_error = None;
+                info!(services = self.snapshot.services.len(), "configuration applied");
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                error!(error = text, "configuration refused; the one before stays in force");
+                self.last_error = Some(text);
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<()> {
+        let wanted = config::load(&self.config)?;
+        let now = &self.snapshot;
+        if wanted.capacities != now.capacities {
+            bail!("capacities are fixed while the agent runs; restart it to change them");
+        }
+        if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
+            bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
+        }
+        let before = std::mem::replace(&mut self.snapshot, wanted);
+        if let Err(error) = self.take_over() {
+            self.snapshot = before;
+            self.take_over().context("cannot return to the configuration before")?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self) -> Result<()> {
+        let new = settings(&self.snapshot, self.clock.hertz);
+        self.tables.change_settings(|settings| {
+            (settings.node_v4, settings.node_v6) = (new.node_v4, new.node_v6);
+            settings.limits = new.limits;
+        })?;
+        self.attach_uplinks()?;
+        self.reconcile()
+    }
+
+    /// Takes down everything that the agent has made.
+    fn stop(&mut self) {
+        self.detach_uplinks();
+        for ifindex in self.attached.interfaces() {
+            self.attached.detach(ifindex);
+        }
+        self.restore_gro();
+        if let Err(error) = bpffs::remove(&self.snapshot.pin_directory) {
+            warn!(%error, path = %self.snapshot.pin_directory.display(), "cannot remove the pins");
+        }
+        let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));
+        info!("stopped; nothing is left attached");
+    }
+}
+
+async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {
+    let (reply, status) = oneshot::channel();
+    let _ = ask.send(reply).await;
+    status.await.unwrap_or_default()
+}
+
+/// Changes when the file does, also when a symlink in its path is swapped.
+fn file_version(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
+    let facts = std::fs::metadata(path).ok()?;
+    Some((facts.dev(), facts.ino(), facts.mtime(), facts.mtime_nsec(), facts.len()))
+}
+
+fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {
+    let address = |v4: bool| snapshot.node_addresses.iter().find(|a| a.is_ipv4() == v4).copied().map(IpAddr::into);
+    Settings {
+        abi_version: ABI_VERSION,
+        uplink: 0,
+        maglev_seed: maglev::CLUSTER_SEED,
+        // Random in each process, so that nobody outside can aim at a bucket.
+        table_seed: std::collections::hash_map::RandomState::new().build_hasher().finish(),
+        node_v4: address(true).unwrap_or_default(),
+        node_v6: address(false).unwrap_or_default(),
+        limits: limits(&snapshot.limits, hertz),
+        route_lifetime: hertz,
+        route_epoch: 1,
+    }
+}
+
+fn limits(limits: &Limits, hertz: u64) -> [Limit; 3] {
+    [limits.refusals, limits.echo_replies, limits.icmp_errors].map(|per_second| {
+        let burst = u64::from(per_second) * TOKEN;
+        Limit { burst, per_jiffy: burst / hertz }
+    })
+}

@@ -1,0 +1,339 @@
+//! Which interface leads to a pod, and which rung gets packets into it: asked of the kernel, proved by the self-test.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, info, warn};
+
+use super::Engine;
+use crate::{
+    dataplane::probe::{self, Question},
+    model::{Rung, RungChoice},
+    net::{
+        ethtool::{Offload, set_in},
+        links::{Link, Links, PodInterface},
+        routes::{Family, Routes},
+    },
+    plan::planner::{Place, Places},
+    status::BackendState,
+};
+
+/// How long a rung that failed is left alone before it is tried again.
+const RETRY: Duration = Duration::from_secs(3);
+/// Largest packet that a host-network pod takes: what the loopback interface does.
+const LOOPBACK_MTU: u32 = 65_535;
+
+/// How an address is reached, as far as netlink tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Site {
+    /// Behind a veth.
+    Pod(PodInterface),
+    /// One of this node's own addresses.
+    Host,
+    /// By a route through an interface that is neither veth nor uplink.
+    Routed(Link),
+}
+
+impl Site {
+    fn interface(&self) -> Option<&str> {
+        match self {
+            Self::Pod(pod) => Some(&pod.host_name),
+            Self::Host => None,
+            Self::Routed(link) => Some(&link.name),
+        }
+    }
+
+    fn place(&self, rung: Rung) -> Place {
+        match self {
+            Self::Pod(pod) => Place {
+                ifindex: pod.host_ifindex,
+                mtu: pod.mtu,
+                destination_mac: pod.pod_mac,
+                source_mac: pod.host_mac,
+                netns_id: u32::try_from(pod.netns_id.0).ok(),
+                rung,
+            },
+            Self::Host => {
+                Place { ifindex: 1, mtu: LOOPBACK_MTU, destination_mac: [0; 6], source_mac: [0; 6], netns_id: None, rung }
+            }
+            Self::Routed(link) => Place {
+                ifindex: link.index,
+                mtu: link.mtu,
+                destination_mac: [0; 6],
+                source_mac: link.mac,
+                netns_id: None,
+                rung,
+            },
+        }
+    }
+
+    fn rungs(&self, choice: RungChoice) -> Vec<Rung> {
+        let all = match self {
+            Self::Pod(_) => &[Rung::Redirect, Rung::Peer, Rung::Stack][..],
+            Self::Host | Self::Routed(_) => &[Rung::Stack],
+        };
+        all.iter().copied().filter(|rung| choice == RungChoice::Auto || choice == RungChoice::Only(*rung)).collect()
+    }
+}
+
+/// What was found out about one address and rung choice.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    site: Option<Site>,
+    /// The rung that passed.
+    pub rung: Option<Rung>,
+    /// In words of the status.
+    pub state: BackendState,
+    /// Where the state comes from.
+    pub reason: Option<String>,
+    tried: Instant,
+}
+
+impl Finding {
+    /// The host's interface that leads to the pod.
+    pub fn interface(&self) -> Option<&str> {
+        self.site.as_ref().and_then(Site::interface)
+    }
+
+    /// The pod's interface, where it has one.
+    pub fn pod(&self) -> Option<&PodInterface> {
+        match &self.site {
+            Some(Site::Pod(pod)) => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// Whether the address is this node's own.
+    pub fn is_host(&self) -> bool {
+        matches!(self.site, Some(Site::Host))
+    }
+}
+
+/// An address and the rung that its services ask for.
+pub type Wanted = (IpAddr, RungChoice);
+
+/// A pod's interface whose GRO the agent turned on.
+#[derive(Clone, Debug)]
+pub struct GroChange {
+    netns: crate::net::NetnsId,
+    ifindex: u32,
+}
+
+impl Engine {
+    /// Finds every backend's pod, attaches what its interface needs, and settles its rung.
+    pub(super) fn find_pods(&mut self, links: &Links, routes: &Routes) -> Places {
+        let mut wanted: BTreeMap<(IpAddr, Option<u8>), RungChoice> = BTreeMap::new();
+        for service in &self.snapshot.services {
+            for backend in &service.backends {
+                let key: crate::plan::planner::RungChoiceKey = service.rung.into();
+                wanted.insert((backend.address, key.0), service.rung);
+            }
+        }
+        self.findings.retain(|(address, choice), _| {
+            let key: crate::plan::planner::RungChoiceKey = (*choice).into();
+            wanted.contains_key(&(*address, key.0))
+        });
+        let sites: BTreeMap<IpAddr, Option<Site>> =
+            wanted.keys().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
+        self.attach_pods(sites.values().flatten());
+        let mut places = Places::new();
+        for ((address, key), choice) in wanted {
+            let site = sites.get(&address).cloned().flatten();
+            let finding = self.settle((address, choice), site, links, routes);
+            if let (Some(site), Some(rung)) = (&finding.site, finding.rung) {
+                places.insert((address, crate::plan::planner::RungChoiceKey(key)), site.place(rung));
+            }
+            self.findings.insert((address, choice), finding);
+        }
+        places
+    }
+
+    fn site(&self, address: IpAddr, links: &Links, routes: &Routes) -> Option<Site> {
+        if let Some(pod) = links.pod_with_address(address) {
+            return pod.is_running.then(|| Site::Pod(pod.clone()));
+        }
+        if links.addresses().any(|own| own.address == address) {
+            return Some(Site::Host);
+        }
+        let route = routes
+            .0
+            .iter()
+            .filter(|route| covers(route.destination, route.prefix_length, address))
+            .max_by_key(|route| route.prefix_length)?;
+        let link = links.by_index(route.interface)?;
+        let is_uplink = self.uplinks.iter().any(|uplink| uplink.ifindex == link.index);
+        // A bridge or veth leads to pods that have just gone or are just coming.
+        let is_podless = matches!(link.kind, crate::net::links::LinkKind::Other(_));
+        (!is_uplink && is_podless).then(|| Site::Routed(link.clone()))
+    }
+
+    /// Attaches the recorder and the return program to the interfaces of these pods, and tidies up after pods that
+    /// are gone.
+    fn attach_pods<'a>(&mut self, sites: impl Iterator<Item = &'a Site>) {
+        let pods: BTreeMap<u32, &PodInterface> = sites
+            .filter_map(|site| match site {
+                Site::Pod(pod) => Some((pod.host_ifindex, pod)),
+                _ => None,
+            })
+            .collect();
+        let uplinks: BTreeSet<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
+        for ifindex in self.attached.interfaces() {
+            if !pods.contains_key(&ifindex) && !uplinks.contains(&ifindex) {
+                self.attached.detach(ifindex);
+                info!(ifindex, "pod interface released");
+            }
+        }
+        for (ifindex, pod) in pods {
+            if self.attached.contains(ifindex) {
+                continue;
+            }
+            if let Err(error) = self.attach_pod(pod) {
+                warn!(interface = pod.host_name, %error, "cannot attach to a pod's interface");
+                self.attached.detach(ifindex);
+            }
+        }
+    }
+
+    fn attach_pod(&mut self, pod: &PodInterface) -> anyhow::Result<()> {
+        self.attached.attach_recorder(&mut self.object, pod.host_ifindex, &pod.host_name)?;
+        // What came in before the recorder was there, on endpoints that are served already.
+        let addresses: Vec<IpAddr> = pod.addresses.iter().chain(&pod.loopback_addresses).copied().collect();
+        self.learn_pod(pod, &addresses)?;
+        self.attached.attach_return(&mut self.object, pod.host_ifindex, &pod.host_name)?;
+        info!(interface = pod.host_name, addresses = ?pod.addresses, "pod interface attached");
+        Ok(())
+    }
+
+    /// The earlier finding where nothing has changed, else a new one.
+    fn settle(&mut self, wanted: Wanted, site: Option<Site>, links: &Links, routes: &Routes) -> Finding {
+        if let Some(known) = self.findings.get(&wanted)
+            && known.site == site
+            && (known.state == BackendState::Ready || known.tried.elapsed() < RETRY)
+        {
+            return known.clone();
+        }
+        let tried = Instant::now();
+        let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, tried };
+        let Some(found) = &site else {
+            return finding(BackendState::NoInterface, None, Some("no pod on this node has the address".into()));
+        };
+        let mut reasons = Vec::new();
+        for rung in found.rungs(wanted.1) {
+            match self.try_rung(wanted.0, found, rung, links, routes) {
+                Ok(()) => {
+                    info!(backend = %wanted.0, ?rung, interface = found.interface(), "backend reached");
+                    let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
+                    return finding(BackendState::Ready, Some(rung), reason);
+                }
+                Err(reason) => {
+                    debug!(backend = %wanted.0, ?rung, reason, "rung failed");
+                    reasons.push(format!("{rung:?}: {reason}").to_lowercase());
+                }
+            }
+        }
+        if reasons.is_empty() {
+            reasons.push("the asked-for rung needs a veth".into());
+        }
+        let reason = reasons.join("; ");
+        warn!(backend = %wanted.0, reason, "backend cannot be reached");
+        finding(BackendState::SelfTestFailed, None, Some(reason))
+    }
+
+    fn try_rung(
+        &mut self,
+        address: IpAddr,
+        site: &Site,
+        rung: Rung,
+        links: &Links,
+        routes: &Routes,
+    ) -> Result<(), String> {
+        if let Site::Pod(pod) = site {
+            if !self.attached.contains(pod.host_ifindex) {
+                return Err("its interface has no return program".into());
+            }
+            if rung == Rung::Redirect {
+                self.turn_gro_on(pod).map_err(|error| format!("GRO of the pod's interface: {error}"))?;
+            }
+        }
+        if matches!(site, Site::Host) {
+            // The stack delivers to this node's own addresses by definition, and answers nothing from outside that
+            // claims to be somebody behind the uplink.
+            return Ok(());
+        }
+        let uplink = self.uplinks.first().ok_or("no uplink is attached")?;
+        let client = routes
+            .probe_client(links, uplink.ifindex, Family::of(address))
+            .ok_or("the uplink has no address of this family to test from")?;
+        let question = Question {
+            address,
+            place: site.place(rung),
+            client,
+            uplink: uplink.ifindex,
+            uplink_mac: uplink.mac,
+            port: self.unused_port(address),
+        };
+        match probe::ask(&mut self.object, &mut self.tables, &self.sizes, &question) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("no answer to the self-test".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A TCP port of a pod that no service uses.
+    fn unused_port(&self, address: IpAddr) -> u16 {
+        let used: BTreeSet<u16> = self
+            .snapshot
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .filter(|backend| backend.address == address)
+            .map(|backend| backend.port)
+            .collect();
+        (1..u16::MAX).find(|port| !used.contains(port)).unwrap_or(u16::MAX)
+    }
+
+    fn turn_gro_on(&mut self, pod: &PodInterface) -> Result<(), crate::net::Error> {
+        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
+        if !set_in(&netns, pod.pod_ifindex, Offload::Gro, true)? {
+            self.gro_changes.push(GroChange { netns: pod.netns_id, ifindex: pod.pod_ifindex });
+        }
+        Ok(())
+    }
+
+    /// Puts the pods' GRO back as it was.
+    pub(super) fn restore_gro(&mut self) {
+        for change in std::mem::take(&mut self.gro_changes) {
+            // A pod that is gone has taken its setting along.
+            if let Ok(netns) = self.namespaces.find(&mut self.netlink, change.netns) {
+                let _ = set_in(&netns, change.ifindex, Offload::Gro, false);
+            }
+        }
+    }
+}
+
+/// Whether a prefix covers an address.
+fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
+        IpAddr::V6(v6) => (v6.to_bits(), 128),
+    };
+    let ((prefix, prefix_width), (address, width)) = (bits(prefix), bits(address));
+    prefix_width == width && (length == 0 || (prefix ^ address) >> (128 - u32::from(length)) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_covers_what_begins_like_it() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(covers(ip("10.1.0.0"), 16, ip("10.1.255.1")));
+        assert!(!covers(ip("10.1.0.0"), 16, ip("10.2.0.1")));
+        assert!(covers(ip("::"), 0, ip("2001:db8::1")) && !covers(ip("::"), 0, ip("10.0.0.1")));
+        assert!(covers(ip("2001:db8::1"), 128, ip("2001:db8::1")));
+    }
+}
