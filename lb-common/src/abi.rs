@@ -204,7 +204,7 @@ pub mod endpoint_flags {
 }
 
 /// Key of `bypasses`: one connection of an endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd, Ord)]
 #[repr(C)]
 pub struct BypassKey {
     /// The other end.

@@ -126,7 +126,7 @@ pub enum ReplyMode {
 }
 
 /// How a packet gets from the uplink into the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rung {
     /// `XDP_REDIRECT` into the host-side veth.
@@ -138,7 +138,7 @@ pub enum Rung {
 }
 
 /// The rung that the user asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RungChoice {
     /// The best one whose self-test passes.

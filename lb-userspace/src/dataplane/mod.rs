@@ -47,6 +47,14 @@ pub enum DataPlaneError {
     /// A map operation failed.
     #[error("map: {0}")]
     Map(#[from] MapError),
+    /// A port could not be written.
+    #[error("cannot write port {id} to tx_ports: {source}")]
+    Port {
+        /// Next hop.
+        id: u32,
+        /// What the kernel said.
+        source: aya::maps::XdpMapError,
+    },
     /// A map could not be mapped.
     #[error("cannot map {map} into memory: {source}")]
     Memory {

@@ -203,12 +203,8 @@ impl Tables {
     }
 
     fn set_next_hop(&mut self, id: u32, value: &abi::NextHop) -> Result<(), DataPlaneError> {
-        if value.ifindex == 0 {
-            // The kernel empties the port by itself when the interface goes.
-            let _ = self.tx_ports.remove(id);
-        } else {
-            self.tx_ports.set(id, value.ifindex, None, 0)?;
-        }
+        // Interface 0 empties the port (kernel/bpf/devmap.c, __dev_map_update_elem).
+        self.tx_ports.set(id, value.ifindex, None, 0).map_err(|source| DataPlaneError::Port { id, source })?;
         Ok(self.next_hops.set(id, value, 0)?)
     }
 

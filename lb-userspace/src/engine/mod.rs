@@ -103,7 +103,7 @@ impl Engine {
             info!(path = %pins.display(), "bpffs mounted");
         }
         let sizes = Sizes::new(&snapshot.capacities);
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| error).unwrap_or(1) as u64;
+        let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
         for (name, entries, bytes) in sizes.maps(cpus) {
             info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
         }

@@ -125,26 +125,19 @@ pub struct GroChange {
 impl Engine {
     /// Finds every backend's pod, attaches what its interface needs, and settles its rung.
     pub(super) fn find_pods(&mut self, links: &Links, routes: &Routes) -> Places {
-        let mut wanted: BTreeMap<(IpAddr, Option<u8>), RungChoice> = BTreeMap::new();
-        for service in &self.snapshot.services {
-            for backend in &service.backends {
-                let key: crate::plan::planner::RungChoiceKey = service.rung.into();
-                wanted.insert((backend.address, key.0), service.rung);
-            }
-        }
-        self.findings.retain(|(address, choice), _| {
-            let key: crate::plan::planner::RungChoiceKey = (*choice).into();
-            wanted.contains_key(&(*address, key.0))
-        });
+        let services = &self.snapshot.services;
+        let wanted: BTreeSet<Wanted> =
+            services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect();
+        self.findings.retain(|known, _| wanted.contains(known));
         let sites: BTreeMap<IpAddr, Option<Site>> =
-            wanted.keys().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
+            wanted.iter().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
         self.attach_pods(sites.values().flatten());
         let mut places = Places::new();
-        for ((address, key), choice) in wanted {
+        for (address, choice) in wanted {
             let site = sites.get(&address).cloned().flatten();
             let finding = self.settle((address, choice), site, links, routes);
             if let (Some(site), Some(rung)) = (&finding.site, finding.rung) {
-                places.insert((address, crate::plan::planner::RungChoiceKey(key)), site.place(rung));
+                places.insert((address, choice), site.place(rung));
             }
             self.findings.insert((address, choice), finding);
         }

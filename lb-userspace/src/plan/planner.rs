@@ -67,20 +67,7 @@ pub struct Place {
 }
 
 /// Places by pod address and asked-for rung; an address that is missing cannot be reached.
-pub type Places = BTreeMap<(IpAddr, RungChoiceKey), Place>;
-
-/// A [`RungChoice`] as a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RungChoiceKey(pub Option<u8>);
-
-impl From<RungChoice> for RungChoiceKey {
-    fn from(choice: RungChoice) -> Self {
-        Self(match choice {
-            RungChoice::Auto => None,
-            RungChoice::Only(rung) => Some(rung_number(rung)),
-        })
-    }
-}
+pub type Places = BTreeMap<(IpAddr, RungChoice), Place>;
 
 /// The rung as the maps write it.
 pub const fn rung_number(rung: Rung) -> u8 {
@@ -245,7 +232,7 @@ impl Planner {
                 if !seen.insert(key) {
                     continue;
                 }
-                let place = places.get(&(backend.address, service.rung.into()));
+                let place = places.get(&(backend.address, service.rung));
                 let next_hop = match place {
                     Some(place) => self.next_hop(place, &mut used, steps)?,
                     None => 0,
@@ -522,7 +509,7 @@ struct Steps {
 }
 
 /// Entries of `members`: each list takes the next power of two.
-pub fn member_capacity(capacities: &Capacities) -> u32 {
+pub const fn member_capacity(capacities: &Capacities) -> u32 {
     capacities.backends.next_power_of_two().saturating_mul(4)
 }
 
