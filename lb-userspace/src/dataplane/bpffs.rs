@@ -21,7 +21,7 @@ fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut facts) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(i64::from(facts.f_type) == BPF_FS_MAGIC)
+    Ok(facts.f_type == BPF_FS_MAGIC)
 }
 
 fn mount(path: &Path) -> io::Result<()> {

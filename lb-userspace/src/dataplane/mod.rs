@@ -31,7 +31,7 @@ pub enum DataPlaneError {
     },
     /// The kernel did not take the object.
     #[error("cannot load the eBPF object: {0}")]
-    Load(#[from] aya::EbpfError),
+    Load(Box<aya::EbpfError>),
     /// The kernel did not take a program, or its place.
     #[error("{program} at {interface}: {source}{advice}")]
     Program {
@@ -40,7 +40,7 @@ pub enum DataPlaneError {
         /// Interface, or `-` while loading.
         interface: String,
         /// What the kernel said.
-        source: ProgramError,
+        source: Box<ProgramError>,
         /// What to do.
         advice: String,
     },
@@ -53,7 +53,7 @@ pub enum DataPlaneError {
         /// Next hop.
         id: u32,
         /// What the kernel said.
-        source: aya::maps::XdpMapError,
+        source: aya::maps::xdp::XdpMapError,
     },
     /// A map could not be mapped.
     #[error("cannot map {map} into memory: {source}")]
@@ -93,5 +93,5 @@ pub enum DataPlaneError {
     },
     /// The kernel's clock could not be read.
     #[error("cannot read the kernel's clock through the loaded program: {0}")]
-    Clock(ProgramError),
+    Clock(Box<ProgramError>),
 }

@@ -43,7 +43,7 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
     for (name, entries, _) in sizes.maps(1) {
         loader.map_max_entries(name, entries);
     }
-    let mut object = loader.load(bytes)?;
+    let mut object = loader.load(bytes).map_err(|error| DataPlaneError::Load(Box::new(error)))?;
     if let Some(pins) = pins {
         for (name, map) in object.maps().filter(|(name, _)| !name.starts_with('.')) {
             let path = pins.join(name);
@@ -61,7 +61,7 @@ fn loading(program: &'static str, source: ProgramError) -> DataPlaneError {
     DataPlaneError::Program {
         program,
         interface: "-".into(),
-        source,
+        source: Box::new(source),
         advice: "; the kernel must be 6.6 or newer, and the agent needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN".into(),
     }
 }
@@ -114,6 +114,6 @@ impl Clock {
 fn jiffies(object: &mut Ebpf) -> Result<u32, DataPlaneError> {
     let frame = [0; 64];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-    let run = tc(object, "sluice_clock")?.test_run(options).map_err(DataPlaneError::Clock)?;
+    let run = tc(object, "sluice_clock")?.test_run(options).map_err(|error| DataPlaneError::Clock(Box::new(error)))?;
     Ok(run.return_value)
 }

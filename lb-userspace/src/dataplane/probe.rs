@@ -145,7 +145,7 @@ fn send_until_answered(
             .map_err(|source| DataPlaneError::Program {
                 program: "sluice_xdp",
                 interface: format!("interface {}", question.uplink),
-                source,
+                source: Box::new(source),
                 advice: "; the self-test sends live frames, which needs Linux 5.18".into(),
             })?;
         let deadline = Instant::now() + PATIENCE;

@@ -5,12 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use aya::{
     Ebpf,
-    programs::{
-        LinkOrder, ProgramError, TcAttachType, XdpMode,
-        links::FdLink,
-        loaded_programs,
-        tc::TcAttachOptions,
-    },
+    programs::{LinkOrder, ProgramError, TcAttachType, XdpMode, links::FdLink, loaded_programs, tc::TcAttachOptions},
 };
 
 use super::{
@@ -60,7 +55,12 @@ impl Attached {
         Ok(mode)
     }
 
-    fn attach_xdp(&mut self, object: &mut Ebpf, link: &Link, choice: XdpModeChoice) -> Result<AttachMode, DataPlaneError> {
+    fn attach_xdp(
+        &mut self,
+        object: &mut Ebpf,
+        link: &Link,
+        choice: XdpModeChoice,
+    ) -> Result<AttachMode, DataPlaneError> {
         let program = xdp(object)?;
         let tries: &[(XdpMode, AttachMode)] = match choice {
             XdpModeChoice::Native => &[(XdpMode::Driver, AttachMode::Native)],
@@ -110,7 +110,7 @@ impl Attached {
         let failed = |source| DataPlaneError::Program {
             program,
             interface: interface.to_owned(),
-            source,
+            source: Box::new(source),
             advice: "; tcx needs Linux 6.6".into(),
         };
         // First in line: a reply must be seen before another program redirects it.
@@ -171,7 +171,7 @@ fn at(program: &'static str, link: &Link, source: ProgramError) -> DataPlaneErro
         Some(other) => format!("; {} has XDP program {} already: detach it first", link.name, owner(other)),
         None => "; try mode: generic, or see whether the driver can XDP at this MTU and number of queues".into(),
     };
-    DataPlaneError::Program { program, interface: link.name.clone(), source, advice }
+    DataPlaneError::Program { program, interface: link.name.clone(), source: Box::new(source), advice }
 }
 
 /// Name and id of somebody else's program.

@@ -56,9 +56,14 @@ impl Site {
                 netns_id: u32::try_from(pod.netns_id.0).ok(),
                 rung,
             },
-            Self::Host => {
-                Place { ifindex: 1, mtu: LOOPBACK_MTU, destination_mac: [0; 6], source_mac: [0; 6], netns_id: None, rung }
-            }
+            Self::Host => Place {
+                ifindex: 1,
+                mtu: LOOPBACK_MTU,
+                destination_mac: [0; 6],
+                source_mac: [0; 6],
+                netns_id: None,
+                rung,
+            },
             Self::Routed(link) => Place {
                 ifindex: link.index,
                 mtu: link.mtu,

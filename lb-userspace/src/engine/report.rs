@@ -6,7 +6,7 @@ use lb_common::reason::Reason;
 
 use super::Engine;
 use crate::{
-    model::{Rung, Service},
+    model::Service,
     plan::planner::{EndpointKey, VipKey},
     status::{BackendState, BackendStatus, MapStatus, ReasonStatus, ServiceStatus, Status},
 };
@@ -95,14 +95,5 @@ impl Engine {
             MapStatus { name: name.into(), entries, capacity: capacity.into(), bytes }
         };
         self.sizes.maps(cpus).into_iter().map(entry).collect()
-    }
-}
-
-/// A rung in words, as a log line has it.
-pub(super) const fn rung_name(rung: Rung) -> &'static str {
-    match rung {
-        Rung::Redirect => "redirect",
-        Rung::Peer => "peer",
-        Rung::Stack => "stack",
     }
 }

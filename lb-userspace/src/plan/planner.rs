@@ -183,10 +183,7 @@ impl Planner {
         self.slots.release_before(epoch(before));
         self.member_ranges.release_before(epoch(before));
         self.next_hop_ids.release_before(before);
-        Retired {
-            services: self.service_ids.release_before(before),
-            backends: self.backend_ids.release_before(before),
-        }
+        Retired { services: self.service_ids.release_before(before), backends: self.backend_ids.release_before(before) }
     }
 
     /// The writes that bring the maps to `snapshot`. On an error nothing is planned and nothing changed.
@@ -361,7 +358,8 @@ impl Planner {
             }
         };
         let flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
-        let same_backends = old.as_ref().is_some_and(|old| old.table_of == table_of && same_ids(&old.members, &members));
+        let same_backends =
+            old.as_ref().is_some_and(|old| old.table_of == table_of && same_ids(&old.members, &members));
         let installed = match old {
             Some(mut old) if same_backends => {
                 if old.members != members {
