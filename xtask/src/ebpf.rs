@@ -2,17 +2,20 @@
 //! and test everything else.
 
 use std::{
-    env::consts::ARCH,
+    env::{self, consts::ARCH},
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
+    budget,
     shell::{cargo, root, run, step},
     toolchain::{self, Toolchain},
+    verifier,
 };
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -33,13 +36,21 @@ pub struct Objects {
     pub lab: PathBuf,
 }
 
-/// Builds both objects.
-pub fn build(_options: &Options) -> Result<Objects> {
+/// Builds both objects, and judges the product's where this process may load programs.
+pub fn build(options: &Options) -> Result<Objects> {
     let toolchain = toolchain::find_or_make()?;
     let target_directory = root().join("target/ebpf");
     step("building the eBPF objects", || run(&mut compile(&toolchain, &target_directory, "build")))?;
     let objects = target_directory.join(TARGET).join("release");
-    Ok(Objects { sluice: objects.join("sluice"), lab: objects.join("lab") })
+    let objects = Objects { sluice: objects.join("sluice"), lab: objects.join("lab") };
+    let object = fs::read(&objects.sluice).with_context(|| format!("cannot read {}", objects.sluice.display()))?;
+    match verifier::measure(&object)? {
+        Some(costs) if options.update_budget => budget::update(&costs)?,
+        Some(costs) => budget::check(&costs)?,
+        None if env::var_os("CI").is_some() => bail!("loading the programs needs CAP_BPF and CAP_NET_ADMIN"),
+        None => println!("not loaded, so not compared with the budget: that needs CAP_BPF and CAP_NET_ADMIN (root)"),
+    }
+    Ok(objects)
 }
 
 fn compile(toolchain: &Toolchain, target_directory: &Path, subcommand: &str) -> Command {

@@ -1,9 +1,11 @@
 //! `cargo xtask`: set-up, eBPF build, demo, test, bench and lint. Each command runs what it depends on.
 
+mod budget;
 mod ebpf;
 mod packages;
 mod shell;
 mod toolchain;
+mod verifier;
 
 use std::process::ExitCode;
 
