@@ -53,30 +53,54 @@ pub fn build(options: &Options) -> Result<Objects> {
     Ok(objects)
 }
 
+/// Clippy, where the toolchain has it, and otherwise the compiler's own warnings, as errors.
+pub fn lint() -> Result<()> {
+    let toolchain = toolchain::find_or_make()?;
+    // Not the build's directory: other flags would make each of the two rebuild `core`.
+    let mut check = compile(&toolchain, &root().join("target/ebpf-lint"), "check");
+    let what = match &toolchain.clippy {
+        Some(driver) => {
+            // What `cargo clippy` does, which rustup alone could find for this toolchain.
+            check.env("RUSTC_WORKSPACE_WRAPPER", driver).env("CLIPPY_ARGS", "-Dwarnings");
+            "clippy for the eBPF programs"
+        }
+        None => {
+            check.env("CARGO_ENCODED_RUSTFLAGS", format!("{}\x1f-Dwarnings", flags(&toolchain)));
+            "warnings of the eBPF programs (this toolchain has no clippy)"
+        }
+    };
+    step(what, || run(&mut check))
+}
+
 fn compile(toolchain: &Toolchain, target_directory: &Path, subcommand: &str) -> Command {
     let mut command = cargo();
     if let Some(own) = &toolchain.cargo {
         command = Command::new(own);
         command.current_dir(root());
     }
-    let flags = [
-        &format!("--cfg=bpf_target_arch=\"{ARCH}\""),
-        "-Cdebuginfo=2",
-        "-Ctarget-cpu=v3",
-        &format!("-Clinker={}", toolchain.linker.display()),
-        "-Clink-arg=--btf",
-        // Unaligned loads are one instruction on every machine that has XDP.
-        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
-    ];
     command
         .args([subcommand, "-Zbuild-std=core", "--target", TARGET, "--release", "--package", "lb-ebpf", "--target-dir"])
         .arg(target_directory)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain));
     // What a developer or a CI sets for the host's code does not fit this target.
     for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "RUSTUP_TOOLCHAIN"] {
         command.env_remove(name);
     }
     command
+}
+
+/// In the form of `CARGO_ENCODED_RUSTFLAGS`.
+fn flags(toolchain: &Toolchain) -> String {
+    [
+        format!("--cfg=bpf_target_arch=\"{ARCH}\""),
+        "-Cdebuginfo=2".to_owned(),
+        "-Ctarget-cpu=v3".to_owned(),
+        format!("-Clinker={}", toolchain.linker.display()),
+        "-Clink-arg=--btf".to_owned(),
+        // Unaligned loads are one instruction on every machine that has XDP.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
+    ]
+    .join("\x1f")
 }

@@ -2,10 +2,13 @@
 
 mod budget;
 mod ebpf;
+mod lint;
 mod packages;
+mod rules;
 mod shell;
 mod toolchain;
 mod verifier;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,16 @@ enum Command {
     Setup(Setup),
     /// Build the eBPF objects, show what each program costs and compare with the budget
     BuildEbpf(ebpf::Options),
+    /// Build the eBPF objects and the release agent that carries them
+    Build,
+    /// Run all tests; those that need root fail in CI and skip elsewhere without it
+    Test(workspace::TestOptions),
+    /// Show real SNMP, BGP and gRPC reaching pods through a VIP, in network namespaces
+    Demo(workspace::DemoOptions),
+    /// Measure the data plane
+    Bench(workspace::BenchOptions),
+    /// Check format, clippy and the repository's rules
+    Lint,
 }
 
 #[derive(Args)]
@@ -55,5 +68,10 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::BuildEbpf(options) => ebpf::build(&options).map(drop),
+        Command::Build => workspace::Product::build().map(drop),
+        Command::Test(options) => workspace::test(&options),
+        Command::Demo(options) => workspace::demo(&options),
+        Command::Bench(options) => workspace::bench(&options),
+        Command::Lint => lint::lint(),
     }
 }

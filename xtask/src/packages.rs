@@ -97,7 +97,7 @@ fn install(names: &[&str]) -> Result<()> {
 /// Keeps newly installed daemons from starting on the host: the tests start their own, in namespaces. Dropping it
 /// restores what was there.
 struct NoServices {
-    /// We wrote the file, or the machine had its own, which is left alone if it forbids already.
+    /// The machine's own hook, where it had one.
     previous: Option<Vec<u8>>,
 }
 

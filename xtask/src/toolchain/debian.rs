@@ -19,11 +19,13 @@ use crate::{
 /// In the marker file of a complete toolchain. Raised when the recipe changes, so that an older one is made anew.
 const RECIPE: &str = "1";
 
-/// The wrapper: the compiler finds its LLVM, and the linker that it starts finds the same one.
+/// The wrappers: the compiler finds its LLVM, and the linker that it starts finds the same one.
 const WRAPPER: &str = "#!/bin/sh
 directory=$(dirname \"$(readlink -f \"$0\")\")
-LD_LIBRARY_PATH=\"$directory/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\" exec \"$directory/bin/rustc\" \"$@\"
+LD_LIBRARY_PATH=\"$directory/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\" exec \"$directory/bin/${0##*/}\" \"$@\"
 ";
+
+const WRAPPED: [&str; 2] = ["rustc", "clippy-driver"];
 
 /// Whether the tools of this route are here.
 pub fn is_possible() -> bool {
@@ -41,6 +43,7 @@ pub fn find(directory: &Path) -> Option<Toolchain> {
         origin: format!("Debian's {}, private to this project", lines.next().unwrap_or("rustc")),
         rustc: directory.join("rustc"),
         cargo: None,
+        clippy: Some(directory.join("clippy-driver")).filter(|driver| driver.is_file()),
         linker: env::var_os("BPF_LINKER").map_or_else(|| directory.join("bin/bpf-linker"), PathBuf::from),
     })
 }
@@ -85,8 +88,9 @@ fn download(directory: &Path) -> Result<PathBuf> {
     // The names carry versions: rustc's library package names its LLVM, and its development package names it.
     let library = dependency("libstd-rust-web-dev", "libstd-rust-web-")?;
     let llvm = dependency(&library, "libllvm")?;
-    let mut names: Vec<String> =
-        ["rustc-web", "libstd-rust-web-dev", "rust-web-src", &library].map(|name| format!("{name}={version}")).into();
+    let mut names: Vec<String> = ["rustc-web", "libstd-rust-web-dev", "rust-web-src", "rust-web-clippy", &library]
+        .map(|name| format!("{name}={version}"))
+        .into();
     names.extend(missing_libraries(&llvm));
     names.push(llvm);
     let get = || {
@@ -114,7 +118,9 @@ fn unpack(directory: &Path, archives: &Path) -> Result<String> {
     let lib = directory.join("lib");
     fs::create_dir_all(directory.join("bin"))?;
     fs::create_dir_all(&lib)?;
-    rename(&tree.join("usr/bin/rustc"), &directory.join("bin/rustc"))?;
+    for program in WRAPPED {
+        rename(&tree.join("usr/bin").join(program), &directory.join("bin").join(program))?;
+    }
     rename(&tree.join("usr/lib/rustlib"), &lib.join("rustlib"))?;
     for place in ["usr/lib", "lib"] {
         for multiarch in directories(&tree.join(place)) {
@@ -141,10 +147,12 @@ fn unpack(directory: &Path, archives: &Path) -> Result<String> {
     fs::remove_dir_all(&tree)?;
     fs::remove_dir_all(archives)?;
 
-    let wrapper = directory.join("rustc");
-    fs::write(&wrapper, WRAPPER)?;
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-    probe(Command::new(&wrapper).arg("--version")).context("the unpacked rustc does not start")
+    for program in WRAPPED {
+        let wrapper = directory.join(program);
+        fs::write(&wrapper, WRAPPER)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+    }
+    probe(Command::new(directory.join("rustc")).arg("--version")).context("the unpacked rustc does not start")
 }
 
 /// bpf-linker's build looks for plain `libLLVM.so`.

@@ -27,6 +27,8 @@ pub struct Toolchain {
     pub cargo: Option<PathBuf>,
     /// `bpf-linker`.
     pub linker: PathBuf,
+    /// `clippy-driver` of the same version, where there is one.
+    pub clippy: Option<PathBuf>,
 }
 
 impl fmt::Display for Toolchain {
@@ -76,7 +78,7 @@ fn find() -> Result<Option<Toolchain>> {
                 rustc.display()
             );
         }
-        return Ok(Some(Toolchain { origin: "EBPF_RUSTC".into(), rustc, cargo: None, linker }));
+        return Ok(Some(Toolchain { origin: "EBPF_RUSTC".into(), rustc, cargo: None, linker, clippy: None }));
     }
     if let Some(linker) = linker {
         let candidates = [
@@ -92,6 +94,7 @@ fn find() -> Result<Option<Toolchain>> {
                     rustc: sysroot.join("bin/rustc"),
                     cargo: own_cargo.is_file().then_some(own_cargo),
                     linker,
+                    clippy: Some(sysroot.join("bin/clippy-driver")).filter(|driver| driver.is_file()),
                 }));
             }
         }

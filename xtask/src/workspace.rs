@@ -1,0 +1,233 @@
+//! What is built and run for the host: the agent, the tests, the demo and the benchmark.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::{
+    ebpf::{self, Objects},
+    packages,
+    shell::{cargo, step},
+};
+
+/// Which tests run, and how.
+#[derive(Args)]
+pub struct TestOptions {
+    /// Only tests whose name contains this
+    #[arg(long)]
+    filter: Option<String>,
+    /// Only this package's tests
+    #[arg(long, short)]
+    package: Option<String>,
+    /// Tests at a time in one test binary [default: one for each core]
+    #[arg(long)]
+    threads: Option<u32>,
+    /// Passed to each test binary
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// How the demonstration runs.
+#[derive(Args)]
+pub struct DemoOptions {
+    /// Leave everything up afterwards, to play with
+    #[arg(long)]
+    keep: bool,
+    /// Passed to the demonstration
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// How the benchmark runs.
+#[derive(Args)]
+pub struct BenchOptions {
+    /// Fail where a target is missed
+    #[arg(long)]
+    check: bool,
+    /// Passed to the benchmark
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// The product: objects, and the agent with the first of them inside.
+pub struct Product {
+    objects: Objects,
+    agent: PathBuf,
+}
+
+impl Product {
+    /// Builds everything that demo, test and bench run.
+    pub fn build() -> Result<Self> {
+        let objects = ebpf::build(&ebpf::Options::default())?;
+        let agent = build_agent(&objects)?;
+        println!("agent: {}", agent.display());
+        Ok(Self { objects, agent })
+    }
+
+    /// What `lb-tests` reads to find it.
+    fn export(&self, command: &mut Command) {
+        self.objects.export(command);
+        command.env("SLUICE_BIN", &self.agent);
+        if env::var_os("CI").is_some() {
+            command.env("SLUICE_REQUIRE_PRIVILEGES", "1");
+        }
+    }
+}
+
+impl Objects {
+    fn export(&self, command: &mut Command) {
+        command.env("SLUICE_EBPF_OBJECT", &self.sluice).env("SLUICE_LAB_OBJECT", &self.lab);
+    }
+}
+
+/// Builds the release agent with the object embedded, and returns where it is.
+fn build_agent(objects: &Objects) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "lb-userspace", "--bin", "sluice"]);
+    build.arg("--message-format=json-render-diagnostics");
+    objects.export(&mut build);
+    step("building the agent", || {
+        let mut executable = None;
+        each_line(&mut build, |line| {
+            let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            if let Some(path) = message["executable"].as_str() {
+                executable = Some(PathBuf::from(path));
+            }
+        })?;
+        executable.context("cargo named no executable")
+    })
+}
+
+/// Runs the tests of the whole workspace. Every test binary runs, also after one has failed.
+pub fn test(options: &TestOptions) -> Result<()> {
+    packages::install_missing()?;
+    let product = Product::build()?;
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast"]);
+    match &options.package {
+        Some(package) => command.args(["--package", package]),
+        None => command.args(["--workspace", "--exclude", "lb-ebpf"]),
+    };
+    command.args(&options.filter).arg("--").args(&options.arguments);
+    if let Some(threads) = options.threads {
+        command.env("RUST_TEST_THREADS", threads.to_string());
+    }
+    product.export(&mut command);
+    println!("==> running the tests");
+    let start = Instant::now();
+    let mut totals = Totals::default();
+    let result = each_line(&mut command, |line| {
+        println!("{line}");
+        totals.add(line);
+    });
+    println!(
+        "all test binaries: {} passed; {} failed; {} ignored; {} binaries; finished in {:.0} s",
+        totals.passed,
+        totals.failed,
+        totals.ignored,
+        totals.binaries,
+        start.elapsed().as_secs_f64()
+    );
+    result
+}
+
+/// Runs the demonstration in place of this process, so that Ctrl-C and the exit status are its own.
+pub fn demo(options: &DemoOptions) -> Result<()> {
+    packages::install_missing()?;
+    let keep = options.keep.then_some("--keep");
+    become_program("demo", keep.into_iter().chain(options.arguments.iter().map(String::as_str)))
+}
+
+/// Runs the benchmark in place of this process.
+pub fn bench(options: &BenchOptions) -> Result<()> {
+    packages::install_missing()?;
+    let check = options.check.then_some("--check");
+    become_program("bench", check.into_iter().chain(options.arguments.iter().map(String::as_str)))
+}
+
+fn become_program<'a>(binary: &str, arguments: impl Iterator<Item = &'a str>) -> Result<()> {
+    let product = Product::build()?;
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--package", "lb-tests", "--bin", binary, "--"]).args(arguments);
+    product.export(&mut command);
+    eprintln!("==> {binary}");
+    Err(command.exec()).context("cannot start cargo")
+}
+
+/// Runs to the end and hands over each line of its standard output; the rest goes straight through.
+fn each_line(command: &mut Command, mut take: impl FnMut(&str)) -> Result<()> {
+    let program = Path::new(command.get_program()).display().to_string();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))?;
+    let mut stdout = BufReader::new(child.stdout.take().expect("it was piped"));
+    let mut line = Vec::new();
+    // By bytes: a test may print anything.
+    while stdout.read_until(b'\n', &mut line)? > 0 {
+        take(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+        line.clear();
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        let subcommand = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
+        bail!("cargo {subcommand} failed: {status}");
+    }
+    Ok(())
+}
+
+/// The sums of the runner's closing lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    binaries: u32,
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl Totals {
+    /// From `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+            return;
+        };
+        self.binaries += 1;
+        for count in counts.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else { continue };
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Totals;
+
+    #[test]
+    fn the_runners_closing_lines_are_summed() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 4 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 9 filtered out; finished in 1.20s",
+        ] {
+            totals.add(line);
+        }
+        assert_eq!(totals, Totals { binaries: 2, passed: 4, failed: 2, ignored: 1 });
+    }
+}
