@@ -56,7 +56,11 @@ pub fn measure(object: &[u8]) -> Result<Option<BTreeMap<String, Cost>>> {
     if object.has_btf_relocations() {
         object.relocate_btf(&aya::Btf::from_sys_fs()?)?;
     }
-    let maps = create_maps(&mut object, btf.as_ref())?;
+    let maps = match create_maps(&mut object, btf.as_ref()) {
+        // Without capabilities some kernels accept the type information and only then refuse.
+        Err(error) if is_not_permitted(&error) => return Ok(None),
+        other => other?,
+    };
     let text_sections = object.functions.keys().map(|(section, _)| *section).collect();
     object.relocate_maps(maps.iter().map(|(name, (fd, map))| (name.as_str(), fd.as_raw_fd(), map)), &text_sections)?;
     object.relocate_calls(&text_sections)?;
@@ -109,6 +113,13 @@ fn fill(fd: &OwnedFd, map: &aya_obj::Map) -> io::Result<()> {
         bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr)?;
     }
     Ok(())
+}
+
+fn is_not_permitted(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.raw_os_error() == Some(libc::EPERM))
 }
 
 fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
