@@ -277,12 +277,20 @@ impl Screen {
     }
 
     fn failed(self, name: &str, error: &anyhow::Error) {
-        // What failed in one line; the logs, which have several, below it.
-        let (logs, causes): (Vec<_>, Vec<_>) =
-            error.chain().map(ToString::to_string).partition(|part| part.contains('\n'));
+        // What failed in one line, then the logs that came with it, each line once.
+        let (mut causes, mut logs) = (Vec::new(), Vec::new());
+        for part in error.chain().map(ToString::to_string) {
+            for (number, line) in part.lines().enumerate() {
+                if number == 0 && !line.starts_with("last ") {
+                    causes.push(line.to_owned());
+                } else if !logs.iter().any(|known| known == line) {
+                    logs.push(line.to_owned());
+                }
+            }
+        }
         println!("  {} {name}: {}", self.paint("31", "✗"), causes.join(": "));
-        for log in logs {
-            println!("    {}", self.paint("2", &log.replace('\n', "\n    ")));
+        for line in logs {
+            println!("    {}", self.paint("2", &line));
         }
     }
 
