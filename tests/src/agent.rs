@@ -4,7 +4,8 @@ use std::{
     fmt::Write as _,
     fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    lab::{Lab, NODE, UPLINK, wait_until},
+    lab::{LAB_OBJECT, Lab, NODE, UPLINK, privileged, wait_until},
     process::Process,
 };
 
@@ -51,13 +52,31 @@ pub struct Configuration {
     pub services: Vec<Service>,
 }
 
+/// Whether what [`Agent::start`] needs is there. Missing, the test is skipped with a message, or, where
+/// `SLUICE_REQUIRE_PRIVILEGES=1` says that everything must run, fails.
+///
+/// # Panics
+/// Where it is required and missing.
+#[must_use]
+pub fn available(test: &str) -> bool {
+    if !privileged(test) {
+        return false;
+    }
+    let missing: Vec<_> = [BINARY, LAB_OBJECT].into_iter().filter(|name| std::env::var_os(name).is_none()).collect();
+    let required = std::env::var("SLUICE_REQUIRE_PRIVILEGES").is_ok_and(|value| value == "1");
+    assert!(missing.is_empty() || !required, "{test} needs {missing:?}: run it through `cargo xtask test`");
+    if !missing.is_empty() {
+        eprintln!("skipped: {test} needs {missing:?}: run it through `cargo xtask test`");
+    }
+    missing.is_empty()
+}
+
 /// A running agent; SIGTERM and the end of its maps on drop.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
     binary: PathBuf,
     configuration: PathBuf,
-    socket: PathBuf,
     pins: PathBuf,
     runtime: PathBuf,
 }
@@ -75,8 +94,7 @@ impl Agent {
         fs::create_dir_all(&runtime)?;
         fs::write(&file, configuration.yaml(&pins, &runtime))?;
         let process = Process::start("sluice agent", lab.node.command(&binary).args(["agent", "--config"]).arg(&file))?;
-        let socket = runtime.join(SOCKET);
-        let mut agent = Self { process, binary, configuration: file, socket, pins, runtime };
+        let mut agent = Self { process, binary, configuration: file, pins, runtime };
         agent.wait_ready()?;
         Ok(agent)
     }
@@ -89,14 +107,14 @@ impl Agent {
 
     /// What `sluice status` says.
     pub fn status(&self) -> Result<Value> {
-        let output = self.status_command().args(["-o", "json"]).stdin(Stdio::null()).output()?;
+        let output = self.status_command()?.args(["-o", "json"]).stdin(Stdio::null()).output()?;
         ensure!(output.status.success(), "sluice status failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         serde_json::from_slice(&output.stdout).context("the status is not JSON")
     }
 
     /// The table that `sluice status` prints for people.
     pub fn status_table(&self) -> Result<String> {
-        let output = self.status_command().output()?;
+        let output = self.status_command()?.output()?;
         ensure!(output.status.success(), "sluice status failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -104,7 +122,8 @@ impl Agent {
     /// The command that prints the status, for people to type.
     #[must_use]
     pub fn status_line(&self) -> String {
-        format!("{} status --socket {}", self.binary.display(), self.socket.display())
+        let socket = self.socket().unwrap_or_else(|_| self.runtime.clone());
+        format!("{} status --socket {}", self.binary.display(), socket.display())
     }
 
     /// The pinned maps.
@@ -147,18 +166,24 @@ impl Agent {
         ready.with_context(|| format!("last answer: {last}\n{}", self.log_tail()))
     }
 
-    fn status_command(&self) -> Command {
+    fn status_command(&self) -> Result<Command> {
         let mut command = Command::new(&self.binary);
-        command.args(["status", "--socket"]).arg(&self.socket);
-        command
+        command.args(["status", "--socket"]).arg(self.socket()?);
+        Ok(command)
+    }
+
+    /// The agent's socket: the only one in its run directory.
+    fn socket(&self) -> Result<PathBuf> {
+        fs::read_dir(&self.runtime)?
+            .flatten()
+            .find(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
+            .map(|entry| entry.path())
+            .with_context(|| format!("no socket in {}", self.runtime.display()))
     }
 }
 
-/// Name of the agent's socket in its run directory.
-const SOCKET: &str = "agent.sock";
-
 impl Configuration {
-    fn yaml(&self, pins: &std::path::Path, runtime: &std::path::Path) -> String {
+    fn yaml(&self, pins: &Path, runtime: &Path) -> String {
         let mut yaml = format!(
             "node:\n  addresses: [\"{}\", \"{}\"]\n\
              uplinks:\n  - interface: {UPLINK}\n    mode: {}\n\

@@ -15,7 +15,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -45,6 +48,8 @@ pub const LAB_OBJECT: &str = "SLUICE_LAB_OBJECT";
 
 /// How often a condition is looked at while it is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a process that ends sweeps.
+const SWEEPS: usize = 3;
 /// First word of every name of a lab; the process id follows.
 const PREFIX: &str = "sluice-lab";
 
@@ -275,6 +280,24 @@ pub enum Sweep {
     AndOwn,
 }
 
+/// Held while something is made that outlives the process, and by [`shut_down`] for good.
+static CREATION: Mutex<()> = Mutex::new(());
+
+fn creation() -> MutexGuard<'static, ()> {
+    CREATION.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the process from whatever thread a signal is handled on, leaving nothing behind: nothing new can be made any
+/// more, and the programs in the namespaces die with this process.
+pub fn shut_down(exit_status: i32) -> ! {
+    let _never_released = creation();
+    // Other threads still run, and may be writing a file into a directory while it is removed.
+    for _ in 0..SWEEPS {
+        sweep(Sweep::AndOwn);
+    }
+    process::exit(exit_status)
+}
+
 /// Removes namespaces, mounts and directories of labs that nobody cleans up any more.
 pub fn sweep(whose: Sweep) {
     for (parent, remove) in [
@@ -306,6 +329,7 @@ struct Directory(PathBuf);
 
 impl Directory {
     fn new(name: &str) -> Result<Self> {
+        let _creation = creation();
         let directory = Self(std::env::temp_dir().join(name));
         let bpffs = directory.0.join("bpf");
         fs::create_dir_all(&bpffs).with_context(|| format!("cannot make {}", bpffs.display()))?;

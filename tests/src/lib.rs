@@ -4,3 +4,4 @@ pub mod agent;
 pub mod lab;
 pub mod process;
 pub mod programs;
+pub mod scenario;

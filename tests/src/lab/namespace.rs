@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::wait_until;
+use super::{creation, wait_until};
 
 /// Where iproute2 keeps the handles of named namespaces.
 pub(super) const DIRECTORY: &str = "/run/netns";
@@ -40,7 +40,10 @@ impl Namespace {
     /// Makes the namespace and sets what every namespace of a lab shares: no duplicate address detection, so that
     /// IPv6 addresses are usable at once, and no reverse path filter.
     pub(super) fn new(name: String) -> Result<Self> {
-        checked(Command::new("ip").args(["netns", "add", &name]))?;
+        {
+            let _creation = creation();
+            checked(Command::new("ip").args(["netns", "add", &name]))?;
+        }
         let path = Path::new(DIRECTORY).join(&name);
         let handle = Arc::new(File::open(&path).with_context(|| format!("cannot open {}", path.display()))?);
         let namespace = Self { name, handle };
@@ -75,10 +78,15 @@ impl Namespace {
         let handle = Arc::clone(&self.handle);
         // A group of its own: Ctrl-C is for the demo, which then ends its children in order.
         command.process_group(0);
-        // SAFETY: setns and prctl are async-signal-safe; nothing is allocated and no lock taken after the fork.
+        // SAFETY: all calls are async-signal-safe and get valid pointers; nothing is allocated and no lock taken after
+        // the fork.
         unsafe {
             command.pre_exec(move || {
                 enter(&handle)?;
+                // The demo blocks the signals that it waits for; its children must not inherit that.
+                let mut none: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut none);
+                libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                     return Err(io::Error::last_os_error());
                 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::PATIENCE;
+use super::{PATIENCE, make_directory};
 use crate::{
     lab::{ELEMENT, Family, Namespace, Pod, Transport, require_program, wait_until},
     process::Process,
@@ -59,7 +59,7 @@ impl Bird {
              # Routes of a multihop session resolve through this one.\n\
              protocol static resolver {{ {channel}; route {via} via \"eth0\"; }}\n\
              protocol bgp element {{\n\
-               local {local} as {POD_AS};\n\
+               local as {POD_AS};\n\
                neighbor range {any} as {ELEMENT_AS};\n\
                dynamic name \"session\";\n\
                multihop;\n\
@@ -67,7 +67,6 @@ impl Bird {
                {channel} {{ import all; export none; }};\n\
              }}\n",
             id = pod.index,
-            local = pod.addresses.of(family),
         );
         let bird =
             Self::start(&pod.namespace, &format!("{}-{channel}", pod.name()), family, &configuration, directory)?;
@@ -99,7 +98,7 @@ impl Bird {
     fn start(namespace: &Namespace, name: &str, family: Family, configuration: &str, directory: &Path) -> Result<Self> {
         require_program("bird", "bird2")?;
         let directory = directory.join(format!("bird-{name}"));
-        fs::create_dir_all(&directory)?;
+        make_directory(&directory)?;
         let (file, socket) = (directory.join("bird.conf"), directory.join("bird.ctl"));
         fs::write(&file, format!("log stderr all;\n{configuration}"))?;
         let mut process = Process::start(

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{PATIENCE, bracketed};
+use super::{PATIENCE, bracketed, make_directory};
 use crate::{
     lab::{Namespace, Pod, Transport, require_program},
     process::Process,
@@ -46,7 +46,7 @@ impl Receiver {
     pub fn start(pod: &Pod, directory: &Path) -> Result<Self> {
         require_program("snmptrapd", "snmptrapd")?;
         let directory = directory.join(format!("snmptrapd-{}", pod.name()));
-        fs::create_dir_all(&directory)?;
+        make_directory(&directory)?;
         let configuration = directory.join("snmptrapd.conf");
         fs::write(
             &configuration,

@@ -17,7 +17,12 @@ use super::{PATIENCE, bracketed};
 use crate::lab::Namespace;
 
 /// The generated messages and service.
-#[expect(missing_docs, unused_qualifications, reason = "generated from the .proto file, which has the documentation")]
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the documentation"
+)]
 pub mod proto {
     tonic::include_proto!("sluice.telemetry.v1");
 }
