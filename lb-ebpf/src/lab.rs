@@ -1,6 +1,7 @@
 //! Programs of tests and benchmarks, never of the product.
 #![no_std]
 #![no_main]
+#![expect(missing_docs, reason = "the program macros generate functions without documentation")]
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 

@@ -63,7 +63,7 @@ pub struct Capacities {
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { services: 4096, backends: 16_384, maglev_slots: 1 << 20, bypasses: 1 << 16, flows: 1 << 18 }
+        Self { services: 4096, backends: 16_384, maglev_slots: 1 << 22, bypasses: 1 << 16, flows: 1 << 18 }
     }
 }
 

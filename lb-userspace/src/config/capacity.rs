@@ -7,12 +7,17 @@ use super::{
     raw::{RawCapacities, RawLimits},
     scalar::Scalar,
 };
-use crate::model::{Capacities, Limits, Protocol, Service};
+use crate::{
+    model::{Capacities, Limits, Protocol, Service},
+    plan::maglev,
+};
 
 /// A service and its tables cost the agent about 1 KiB; more than this is not a balancer of one node any more.
 const SERVICES_MAX: u32 = 1 << 16;
 /// Every backend is 64 bytes of a preallocated array; the pods of a cluster of the largest supported size fit.
 const BACKENDS_MAX: u32 = 1 << 20;
+/// Positions that a slot can name.
+const BACKENDS_OF_SERVICE_MAX: usize = u16::MAX as usize;
 /// The smallest table and the second range that a change of it needs.
 const MAGLEV_SLOTS_MIN: u32 = 2 * TABLE_SLOTS_MIN;
 /// 4 bytes each: 1 GiB.
@@ -99,6 +104,13 @@ pub(super) fn check(
             ));
         }
     }
+    if let Some(service) = services.iter().find(|service| service.backends.len() > BACKENDS_OF_SERVICE_MAX) {
+        problems.push(Problem::new(
+            place,
+            format!("`{}` has {} backends", service.name, service.backends.len()),
+            format!("give a service at most {BACKENDS_OF_SERVICE_MAX}: a slot names its owner in 16 bits"),
+        ));
+    }
     check_maglev(services, capacities.maglev_slots, at(raw.and_then(|raw| raw.maglev_slots.as_ref())), problems);
 }
 
@@ -115,7 +127,7 @@ fn check_maglev(services: &[Service], capacity: u32, place: Position, problems: 
         enough if enough <= u64::from(MAGLEV_SLOTS_MAX) => {
             format!("set capacities.maglevSlots to {enough}, or let the weights of a service lie closer together")
         }
-        _ => "let the weights of each service lie closer together: its slots are 100 × sum / smallest".to_owned(),
+        _ => "let the weights of each service lie closer together: slots follow from sum / smallest".to_owned(),
     };
     problems.push(Problem::new(
         place,
@@ -124,31 +136,12 @@ fn check_maglev(services: &[Service], capacity: u32, place: Position, problems: 
     ));
 }
 
-/// Slots that the services need, with the second range that a change of the largest table takes.
+/// Slots that the services need: a changed table is written beside the old one, and all may change at once.
 pub fn maglev_slots(services: &[Service]) -> u64 {
-    let sizes = services.iter().map(|service| u64::from(service_slots(service)));
-    sizes.clone().sum::<u64>() + sizes.max().unwrap_or(0)
+    2 * services.iter().map(|service| u64::from(service_slots(service))).sum::<u64>()
 }
 
 fn service_slots(service: &Service) -> u32 {
-    table_size(service.backends.iter().filter(|backend| !backend.drain).map(|backend| backend.weight))
-}
-
-/// Smallest 128 · 4ᵏ that gives the backend of the smallest weight 100 slots.
-///
-/// Stands in for `plan::maglev::table_size`, of the same signature, until that is there.
-fn table_size(weights: impl Iterator<Item = u16>) -> u32 {
-    let (sum, smallest) = weights
-        .filter(|&weight| weight > 0)
-        .fold((0_u64, u64::MAX), |(sum, smallest), weight| (sum + u64::from(weight), smallest.min(weight.into())));
-    let needed = 100 * sum.div_ceil(smallest);
-    let mut size = TABLE_SLOTS_MIN;
-    while u64::from(size) < needed {
-        // Past 2^31 no capacity holds it anyway.
-        let Some(next) = size.checked_mul(4) else {
-            return u32::MAX;
-        };
-        size = next;
-    }
-    size
+    let weights = service.backends.iter().filter(|backend| !backend.drain).map(|backend| backend.weight);
+    maglev::table_size(weights).slots() as u32
 }

@@ -546,3 +546,6 @@ fn flags_of(backend: &InstalledBackend, replies: &BTreeMap<VipKey, ReplyMode>) -
 const fn epoch(now: Duration) -> Epoch {
     Epoch(now.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Plans are applied to maps in memory, and what a packet would find is looked at after every single write.
+
+use std::collections::HashMap;
+
+use lb_common::address::Address;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    model::{Limits, Uplink, XdpModeChoice},
+    plan::ops::MapOp,
+};
+
+/// The maps, as the programs read them.
+#[derive(Default)]
+struct Maps {
+    services: HashMap<ServiceKey, abi::Service>,
+    vips: HashMap<Address, u32>,
+    slots: HashMap<u32, abi::Slot>,
+    members: HashMap<u32, abi::Member>,
+    backends: HashMap<u32, abi::Backend>,
+    endpoints: HashMap<ServiceKey, abi::Endpoint>,
+    addresses: HashMap<u32, ServiceKey>,
+    next_hops: HashMap<u32, abi::NextHop>,
+}
+
+impl Maps {
+    fn apply(&mut self, op: &MapOp) {
+        match op.clone() {
+            MapOp::SetNextHop { id, value } => drop(self.next_hops.insert(id, value)),
+            MapOp::SetBackend { id, value } => drop(self.backends.insert(id, value)),
+            MapOp::WriteMembers { offset, members } | MapOp::UpdateMembers { offset, members } => {
+                self.members.extend((offset..).zip(members));
+            }
+            MapOp::WriteSlots { offset, slots } => self.slots.extend((offset..).zip(slots)),
+            MapOp::SetServiceAddress { id, key } => drop(self.addresses.insert(id, key)),
+            MapOp::SetEndpoint { key, value } => drop(self.endpoints.insert(key, value)),
+            MapOp::RemoveEndpoint { key } => drop(self.endpoints.remove(&key)),
+            MapOp::SetService { key, value } => drop(self.services.insert(key, value)),
+            MapOp::RemoveService { key } => drop(self.services.remove(&key)),
+            MapOp::SetVip { address, services: 0 } => drop(self.vips.remove(&address)),
+            MapOp::SetVip { address, services } => drop(self.vips.insert(address, services)),
+            MapOp::ClearServiceCounters { .. } | MapOp::ClearBackendCounters { .. } => {}
+        }
+    }
+
+    /// Every slot of every visible service leads to a backend of the service's protocol whose replies find back.
+    fn check(&self) {
+        for (key, service) in &self.services {
+            assert_eq!(self.addresses.get(&service.id), Some(key), "the service's own address is known");
+            if service.members_count == 0 {
+                continue;
+            }
+            for at in 0..1u32 << service.slots_log2 {
+                let slot = self.slots[&(service.slots + at)];
+                assert!(u32::from(slot.owner) < service.members_count, "slot {at} of {key:?} names a member");
+                let member = self.members[&(service.members + u32::from(slot.owner))];
+                let backend = self.backends[&member.backend];
+                assert_eq!(backend.protocol, key.protocol, "slot {at} of {key:?} leads to a living backend");
+                if backend.rung != abi::rung::NONE {
+                    assert_ne!(self.next_hops[&backend.next_hop].ifindex, 0, "its next hop is there");
+                }
+            }
+        }
+    }
+}
+
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
+}
+
+fn backend(last: u8, weight: u16) -> Backend {
+    Backend { address: ip(last), port: 80, weight, drain: false }
+}
+
+fn service(vip: u8, protocol: Protocol, replies: ReplyMode, backends: Vec<Backend>) -> Service {
+    let vip = IpAddr::from([198, 51, 100, vip]);
+    Service { name: "s".into(), vip, protocol, port: 80, replies, rung: RungChoice::Auto, backends }
+}
+
+fn tcp(vip: u8, backends: Vec<Backend>) -> Service {
+    service(vip, Protocol::Tcp, ReplyMode::Static, backends)
+}
+
+const CAPACITIES: Capacities = Capacities { services: 8, backends: 16, maglev_slots: 1 << 15, bypasses: 1, flows: 4 };
+
+fn snapshot(services: Vec<Service>) -> Snapshot {
+    Snapshot {
+        node_addresses: vec![],
+        uplinks: vec![Uplink { interface: "eth0".into(), mode: XdpModeChoice::Auto }],
+        pin_directory: "/sys/fs/bpf/sluice".into(),
+        run_directory: "/run/sluice".into(),
+        capacities: CAPACITIES,
+        limits: Limits::default(),
+        services,
+    }
+}
+
+fn place(last: u8) -> Place {
+    let mac = [2, 0, 0, 0, 0, last];
+    Place {
+        ifindex: last.into(),
+        mtu: 1500,
+        destination_mac: mac,
+        source_mac: mac,
+        netns_id: None,
+        rung: Rung::Redirect,
+    }
+}
+
+fn places(hosts: impl IntoIterator<Item = u8>) -> Places {
+    hosts.into_iter().map(|host| ((ip(host), RungChoice::Auto), place(host))).collect()
+}
+
+fn apply(maps: &mut Maps, ops: &[MapOp]) {
+    for op in ops {
+        maps.apply(op);
+        maps.check();
+    }
+}
+
+fn endpoint_of(planner: &Planner, last: u8, protocol: Protocol) -> Option<abi::Endpoint> {
+    planner.backends()[&EndpointKey { address: ip(last), protocol, port: 80 }].endpoint
+}
+
+#[test]
+fn a_plan_that_is_applied_leaves_nothing_to_do() {
+    let mut planner = Planner::new(CAPACITIES);
+    let wanted = snapshot(vec![tcp(1, vec![backend(1, 1), backend(2, 3)])]);
+    let ops = planner.plan(&wanted, &places(1..3), Duration::ZERO).unwrap();
+    apply(&mut Maps::default(), &ops);
+    assert_eq!(planner.plan(&wanted, &places(1..3), Duration::ZERO).unwrap(), []);
+}
+
+#[test]
+fn a_service_without_a_backend_that_takes_connections_refuses() {
+    let mut planner = Planner::new(CAPACITIES);
+    let drained = Backend { drain: true, ..backend(1, 1) };
+    planner.plan(&snapshot(vec![tcp(1, vec![drained])]), &places([1]), Duration::ZERO).unwrap();
+    let installed = planner.services().values().next().unwrap();
+    assert_eq!(installed.value.members_count, 0);
+}
+
+#[test]
+fn the_oldest_service_of_an_endpoint_stays_its_default() {
+    let mut planner = Planner::new(CAPACITIES);
+    let (old, new) = (tcp(2, vec![backend(1, 1)]), tcp(1, vec![backend(1, 1)]));
+    planner.plan(&snapshot(vec![old.clone()]), &places([1]), Duration::ZERO).unwrap();
+    planner.plan(&snapshot(vec![new.clone(), old]), &places([1]), Duration::ZERO).unwrap();
+    assert_eq!(endpoint_of(&planner, 1, Protocol::Tcp).unwrap().vip, IpAddr::from([198, 51, 100, 2]).into());
+    let recorded: Vec<u32> = planner.services().values().map(|service| service.members[0].flags).collect();
+    assert_eq!(recorded, [member_flags::RECORD, 0], "connections of the younger one are recorded");
+    planner.plan(&snapshot(vec![new]), &places([1]), Duration::ZERO).unwrap();
+    assert_eq!(endpoint_of(&planner, 1, Protocol::Tcp).unwrap().vip, IpAddr::from([198, 51, 100, 1]).into());
+    assert_eq!(planner.services().values().next().unwrap().members[0].flags, 0);
+}
+
+#[test]
+fn replies_none_leaves_no_endpoint() {
+    let mut planner = Planner::new(CAPACITIES);
+    let silent = service(1, Protocol::Udp, ReplyMode::None, vec![backend(1, 1)]);
+    planner.plan(&snapshot(vec![silent]), &places([1]), Duration::ZERO).unwrap();
+    assert_eq!(endpoint_of(&planner, 1, Protocol::Udp), None);
+    let recorded = service(1, Protocol::Udp, ReplyMode::Recorded, vec![backend(1, 1)]);
+    planner.plan(&snapshot(vec![recorded]), &places([1]), Duration::ZERO).unwrap();
+    assert_eq!(endpoint_of(&planner, 1, Protocol::Udp).unwrap().flags, endpoint_flags::RECORDED);
+}
+
+#[test]
+fn what_does_not_fit_changes_nothing() {
+    let mut planner = Planner::new(Capacities { services: 1, ..CAPACITIES });
+    planner.plan(&snapshot(vec![tcp(1, vec![backend(1, 1)])]), &places([1]), Duration::ZERO).unwrap();
+    let before = planner.services().clone();
+    let two = snapshot(vec![tcp(1, vec![backend(2, 1)]), tcp(2, vec![backend(2, 1)])]);
+    let refusal = planner.plan(&two, &places([1, 2]), Duration::ZERO).unwrap_err().to_string();
+    assert!(refusal.contains("capacities.services is 1"), "{refusal}");
+    assert_eq!(*planner.services(), before);
+}
+
+#[test]
+fn a_pod_that_goes_and_comes_back_changes_only_its_backend() {
+    let mut planner = Planner::new(CAPACITIES);
+    let wanted = snapshot(vec![tcp(1, vec![backend(1, 1), backend(2, 1)])]);
+    let mut maps = Maps::default();
+    apply(&mut maps, &planner.plan(&wanted, &places(1..3), Duration::ZERO).unwrap());
+    let gone = planner.plan(&wanted, &places([2]), Duration::from_secs(1)).unwrap();
+    apply(&mut maps, &gone);
+    assert!(gone.iter().all(|op| matches!(op, MapOp::SetBackend { .. } | MapOp::SetNextHop { .. })), "{gone:?}");
+    let back = planner.plan(&wanted, &places(1..3), Duration::from_secs(2)).unwrap();
+    apply(&mut maps, &back);
+    assert!(maps.backends.values().all(|backend| backend.rung == abi::rung::REDIRECT));
+}
+
+#[test]
+fn a_range_that_a_program_may_still_read_is_not_written() {
+    let mut planner = Planner::new(CAPACITIES);
+    let first = planner.plan(&snapshot(vec![tcp(1, vec![backend(1, 1)])]), &places(1..9), Duration::ZERO).unwrap();
+    let old = first.iter().find_map(|op| match op {
+        MapOp::WriteSlots { offset, .. } => Some(*offset),
+        _ => None,
+    });
+    for (round, host) in (2..8).enumerate() {
+        let now = Duration::from_millis(100 * round as u64);
+        planner.retire(now);
+        let ops = planner.plan(&snapshot(vec![tcp(1, vec![backend(host, 1)])]), &places(1..9), now).unwrap();
+        for op in &ops {
+            if let MapOp::WriteSlots { offset, .. } = op {
+                assert_ne!(Some(*offset), old, "written {now:?} after it was given up");
+            }
+        }
+    }
+}
+
+fn any_services() -> impl Strategy<Value = Vec<Service>> {
+    let kind = prop_oneof![
+        Just((Protocol::Tcp, ReplyMode::Static)),
+        Just((Protocol::Udp, ReplyMode::Recorded)),
+        Just((Protocol::Udp, ReplyMode::Static)),
+        Just((Protocol::Udp, ReplyMode::None)),
+    ];
+    let backends = proptest::collection::btree_map(1u8..6, (1u16..4, any::<bool>()), 0..4);
+    let one = (kind, backends).prop_map(|((protocol, replies), backends)| {
+        let backend = |(host, (weight, drain))| Backend { drain, ..backend(host, weight) };
+        service(0, protocol, replies, backends.into_iter().map(backend).collect())
+    });
+    proptest::collection::btree_map(1u8..5, one, 0..4).prop_map(|services| {
+        let named = |(vip, service): (u8, Service)| Service { vip: IpAddr::from([198, 51, 100, vip]), ..service };
+        services.into_iter().map(named).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_packet_ever_finds_a_half_written_table(
+        steps in proptest::collection::vec((any_services(), proptest::collection::vec(1u8..6, 0..6)), 1..12)
+    ) {
+        let mut planner = Planner::new(CAPACITIES);
+        let mut maps = Maps::default();
+        let mut now = Duration::ZERO;
+        for (services, hosts) in steps {
+            now += Duration::from_secs(2);
+            planner.retire(now);
+            let wanted = snapshot(services);
+            let places = places(hosts);
+            apply(&mut maps, &planner.plan(&wanted, &places, now).unwrap());
+            prop_assert_eq!(maps.services.len(), wanted.services.len());
+            let endpoints = planner.backends().values().filter(|backend| backend.endpoint.is_some()).count();
+            prop_assert_eq!(maps.endpoints.len(), endpoints);
+            prop_assert_eq!(planner.plan(&wanted, &places, now).unwrap(), vec![]);
+        }
+    }
+}
