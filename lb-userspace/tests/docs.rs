@@ -1,0 +1,52 @@
+//! `docs/dataplane.md` against the code: what has a name there has a row here, and the other way round.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use lb_common::reason::Reason;
+use lb_userspace::{
+    dataplane::{capacity::Sizes, object::TC_PROGRAMS},
+    model::Capacities,
+};
+
+/// The names in backquotes in a column of the table under a heading.
+fn names(heading: &str, column: usize) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/dataplane.md");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let marker = format!("\n## {heading}\n");
+    let section = text.split(&marker).nth(1).unwrap_or_else(|| panic!("no section {heading:?}"));
+    section
+        .lines()
+        .take_while(|line| !line.starts_with('#'))
+        .filter(|line| line.starts_with('|'))
+        .filter_map(|row| row.split('|').nth(column))
+        .filter_map(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`').map(str::to_owned))
+        .collect()
+}
+
+fn check<'a>(heading: &str, documented: &[String], code: impl Iterator<Item = &'a str>) {
+    let code: BTreeSet<&str> = code.collect();
+    let unique: BTreeSet<&str> = documented.iter().map(String::as_str).collect();
+    let missing: Vec<_> = code.difference(&unique).collect();
+    let foreign: Vec<_> = unique.difference(&code).collect();
+    assert!(missing.is_empty(), "{heading}: no row for {missing:?}");
+    assert!(foreign.is_empty(), "{heading}: rows for what the code does not have: {foreign:?}");
+    assert_eq!(unique.len(), documented.len(), "{heading}: a name has two rows");
+}
+
+#[test]
+fn every_program_has_a_row() {
+    check("Programs", &names("Programs", 1), TC_PROGRAMS.into_iter().chain(["sluice_xdp"]));
+}
+
+#[test]
+fn every_map_has_a_row() {
+    let maps = Sizes::new(&Capacities::default()).maps(1);
+    check("Maps", &names("Maps", 1), maps.iter().map(|(name, ..)| *name));
+}
+
+#[test]
+fn every_reason_has_a_row_in_the_order_of_its_key() {
+    let documented = names("Reasons", 2);
+    check("Reasons", &documented, Reason::ALL.iter().map(|(_, name, _)| *name));
+    assert!(documented.iter().eq(Reason::ALL.iter().map(|(_, name, _)| name)), "rows are not in the order of the keys");
+}
