@@ -133,6 +133,8 @@ const SERVICES: &[(u16, u8, u32, u32, &[u32])] = {
         (92, TCP, 0, 0, &[ANY_SIZE, PEER]),
         (93, TCP, 0, 0, &[STACK]),
         (94, UDP, 0, 0, &[PEER]),
+        // A flag that says nothing for TCP.
+        (96, TCP, R, 0, &[REDIRECT]),
         // Ports whose members, slots or owners are broken below.
         (82, TCP, 0, 0, &[REDIRECT, PEER]),
         (83, TCP, 0, 0, &[REDIRECT, PEER]),
