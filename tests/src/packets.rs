@@ -146,12 +146,16 @@ pub struct Packet {
     pub hops: u8,
     /// IPv4 options, padded to a multiple of four.
     pub options: Vec<u8>,
+    /// IPv4 identification.
+    pub identification: u16,
     /// IPv4 flags and fragment offset.
     pub fragment: u16,
     /// IPv6 extension headers.
     pub extensions: Vec<Extension>,
     /// What it carries.
     pub transport: Transport,
+    /// TCP window.
+    pub window: u16,
     /// Behind the transport header.
     pub payload: Vec<u8>,
     /// Transport checksum.
@@ -175,9 +179,11 @@ impl Packet {
             destination: source,
             hops: 64,
             options: Vec::new(),
+            identification: 0x1234,
             fragment: 0,
             extensions: Vec::new(),
             transport: Transport::Other(59),
+            window: 0x2000,
             payload: Vec::new(),
             checksum: Checksum::Right,
             header_checksum: Checksum::Right,
@@ -237,6 +243,28 @@ impl Packet {
         if let Transport::Tcp { numbers, .. } = &mut self.transport {
             *numbers = (sequence, acknowledgement);
         }
+        self
+    }
+
+    /// With this in the four bytes behind the ICMP checksum.
+    pub fn saying(mut self, new: u32) -> Self {
+        if let Transport::Icmp { rest, .. } = &mut self.transport {
+            *rest = new;
+        }
+        self
+    }
+
+    /// As the data plane makes packets itself: 64 hops, not to be fragmented, no identification, no window.
+    pub fn made_here(mut self) -> Self {
+        (self.hops, self.identification, self.window) = (64, 0, 0);
+        self.fragment = if self.source.is_ipv4() { 0x4000 } else { 0 };
+        self.macs = (CLIENT_MAC, NODE_MAC);
+        self
+    }
+
+    /// With these MACs, destination first.
+    pub fn macs(mut self, destination: [u8; 6], source: [u8; 6]) -> Self {
+        self.macs = (destination, source);
         self
     }
 
@@ -333,7 +361,8 @@ impl Packet {
                 options.resize(options.len().next_multiple_of(4).min(40), 0);
                 let header = 20 + options.len();
                 let length = self.lied(header + transport.len());
-                let mut ip = vec![0x40 | (header / 4) as u8, 0, length[0], length[1], 0x12, 0x34];
+                let mut ip = vec![0x40 | (header / 4) as u8, 0, length[0], length[1]];
+                ip.extend(self.identification.to_be_bytes());
                 ip.extend(self.fragment.to_be_bytes());
                 ip.extend([self.hops, self.protocol(), 0, 0]);
                 ip.extend(source.octets());
@@ -386,7 +415,9 @@ impl Packet {
                 let mut tcp = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
                 tcp.extend(numbers.0.to_be_bytes());
                 tcp.extend(numbers.1.to_be_bytes());
-                tcp.extend([words << 4, *flags, 0x20, 0, 0, 0, 0, 0]);
+                tcp.extend([words << 4, *flags]);
+                tcp.extend(self.window.to_be_bytes());
+                tcp.extend([0; 4]);
                 tcp.extend(options);
                 (tcp, Some(16))
             }
