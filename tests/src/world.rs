@@ -210,7 +210,7 @@ impl World {
 
     /// Steers a frame by the function under test.
     pub fn steer(&self, packet: &[u8]) -> (Outcome, Reason) {
-        self.run(packet, |frame, world| lb_common::steer::steer(frame, world))
+        self.run(packet, lb_common::steer::steer)
     }
 
     fn add_traffic(&self, service: u32, backend: u32, bytes: u64, reply: bool) {
