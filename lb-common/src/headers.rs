@@ -195,6 +195,13 @@ fn parse_v6<F: Frame>(frame: &F, l3: usize) -> Option<Headers> {
     {
         defect = Some(Reason::Malformed);
     }
+    let source = Address::from_words([ip.get::<{ v6::SOURCE }, _>(), ip.get::<{ v6::SOURCE + 8 }, _>()]);
+    let destination = Address::from_words([ip.get::<{ v6::DESTINATION }, _>(), ip.get::<{ v6::DESTINATION + 8 }, _>()]);
+    if source.is_v4() || destination.is_v4() {
+        // The tables hold IPv4 addresses in this form, which no packet carries (RFC 4038, 4.2): one that does must
+        // not pass for IPv4.
+        defect = Some(Reason::NotForUs);
+    }
     Some(Headers {
         l3,
         l4: l3 + IPV6 + extensions,
@@ -202,8 +209,8 @@ fn parse_v6<F: Frame>(frame: &F, l3: usize) -> Option<Headers> {
         is_v4: false,
         protocol,
         hops: ip.get::<{ v6::HOPS }, _>(),
-        source: Address::from_words([ip.get::<{ v6::SOURCE }, _>(), ip.get::<{ v6::SOURCE + 8 }, _>()]),
-        destination: Address::from_words([ip.get::<{ v6::DESTINATION }, _>(), ip.get::<{ v6::DESTINATION + 8 }, _>()]),
+        source,
+        destination,
         defect,
     })
 }

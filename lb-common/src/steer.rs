@@ -100,7 +100,7 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     if let Some(defect) = headers.defect {
         return if !is_vip(tables, headers.destination) {
             Verdict::Pass(Reason::NotForUs)
-        } else if matches!(defect, Reason::Fragment | Reason::OtherProtocol) {
+        } else if matches!(defect, Reason::Fragment | Reason::OtherProtocol | Reason::NotForUs) {
             Verdict::Pass(defect)
         } else {
             Verdict::Drop(defect)
@@ -149,8 +149,11 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     if backend.address.is_v4() != headers.is_v4 {
         return Verdict::Drop(Reason::BrokenTable);
     }
-    if backend.rung == rung::NONE {
-        return Verdict::Drop(Reason::BackendUnreachable);
+    match backend.rung {
+        rung::REDIRECT | rung::PEER | rung::STACK => {}
+        rung::NONE => return Verdict::Drop(Reason::BackendUnreachable),
+        // Before anything is recorded or counted for a packet that goes nowhere.
+        _ => return Verdict::Drop(Reason::BrokenTable),
     }
     let Some(next_hop) = tables.next_hop(backend.next_hop) else {
         return Verdict::Drop(Reason::BrokenTable);

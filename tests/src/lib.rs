@@ -1,7 +1,10 @@
 //! What the tests of Sluice share: packet builders, the namespace lab, real programs.
 
 pub mod agent;
+pub mod kernel;
 pub mod lab;
+pub mod packets;
 pub mod process;
 pub mod programs;
 pub mod scenario;
+pub mod world;

@@ -1,0 +1,303 @@
+//! The loaded object with the tables of a [`Content`], driven by `BPF_PROG_TEST_RUN`. Needs privileges.
+
+mod shared;
+
+use std::path::PathBuf;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, xdp::DevMap},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp},
+    util::nr_cpus,
+};
+use lb_common::{
+    abi::{
+        Bucket, Bypass, BypassCount, BypassKey, Counter, METADATA_MAGIC, Route, SLOTS_PER_BLOCK, ServiceKey, SlotBlock,
+        Traffic, Uplink,
+    },
+    address::Address,
+    flow,
+    index::{self, EndpointBucket, ServiceBucket},
+    reason::{REASONS, Reason},
+};
+use shared::Shared;
+
+use crate::world::{Outcome, Snapshot, action, content::Content, records};
+
+/// Loopback, which is in every network namespace.
+const LOOPBACK: u32 = 1;
+/// Longest frame that a program may leave: the longest IP packet, tags, metadata, and what an answer adds.
+const LONGEST: usize = 70_000;
+
+/// The object that tests load, or why there is none. Where `SLUICE_REQUIRE_PRIVILEGES` is set, that fails the test.
+pub fn object() -> Option<PathBuf> {
+    // SAFETY: takes nothing, touches nothing.
+    let root = unsafe { libc::geteuid() } == 0;
+    let path = std::env::var_os("SLUICE_EBPF_OBJECT").map(PathBuf::from);
+    let missing = match &path {
+        _ if !root => "root's privileges are missing",
+        None => "SLUICE_EBPF_OBJECT names no object: run by `cargo xtask test`",
+        Some(path) if !path.exists() => "SLUICE_EBPF_OBJECT names a file that is not there",
+        Some(_) => return path,
+    };
+    assert!(std::env::var_os("SLUICE_REQUIRE_PRIVILEGES").is_none(), "{missing}");
+    eprintln!("skipped: {missing}");
+    None
+}
+
+/// The programs and maps of one loaded object.
+pub struct Kernel {
+    ebpf: Ebpf,
+    out: Vec<u8>,
+    flows: Shared<flow::Bucket>,
+    bypass_counts: Shared<BypassCount>,
+}
+
+/// Keeps this thread on one CPU, so that per-CPU limiters and counters are one CPU's.
+pub fn stay_on_cpu(cpu: usize) {
+    // SAFETY: a plain bit set, for which zero is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: within the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set lives across the call; 0 is this thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
+    assert_eq!(result, 0, "pinning to CPU {cpu}: {}", std::io::Error::last_os_error());
+}
+
+impl Kernel {
+    /// Loads the object, fills its maps and loads the XDP and the return program. The calling thread stays on one CPU.
+    pub fn load(object: &PathBuf, content: &Content) -> Self {
+        stay_on_cpu(0);
+        let (index_log2, flows_log2) = (content.index_log2, content.flows_log2);
+        let mut loader = EbpfLoader::new();
+        for (name, entries) in [
+            ("services", content.services.len()),
+            ("vips", content.vips.len()),
+            ("service_index", 1 << index_log2),
+            ("service_addresses", content.service_addresses.len()),
+            ("maglev", content.slots.len() / SLOTS_PER_BLOCK),
+            ("members", content.members.len()),
+            ("backends", content.backends.len()),
+            ("next_hops", content.next_hops.len()),
+            ("tx_ports", content.next_hops.len()),
+            ("endpoints", content.endpoints.len()),
+            ("endpoint_index", 1 << index_log2),
+            ("bypasses", content.bypasses_capacity),
+            ("endpoint_bypasses", content.backends.len()),
+            ("flows", 1 << flows_log2),
+            ("service_counters", content.service_counters),
+            ("backend_counters", content.backends.len()),
+        ] {
+            loader.map_max_entries(name, entries as u32);
+        }
+        loader.override_global("SERVICE_INDEX_LOG2", &content.index_log2, true);
+        loader.override_global("ENDPOINT_INDEX_LOG2", &content.index_log2, true);
+        loader.override_global("FLOWS_LOG2", &content.flows_log2, true);
+        let mut ebpf = loader.load_file(object).expect("the object loads");
+        fill_tables(&mut ebpf, content);
+        fill_indexes(&ebpf, content);
+        let xdp: &mut Xdp = ebpf.program_mut("sluice_xdp").expect("in the object").try_into().expect("an XDP program");
+        xdp.load().expect("the verifier accepts sluice_xdp");
+        for name in ["sluice_return", "sluice_bypass"] {
+            let tc: &mut SchedClassifier = ebpf.program_mut(name).expect("in the object").try_into().expect("tc");
+            tc.load().expect("the verifier accepts the tc programs");
+        }
+        let flows = Shared::of(&ebpf, "flows", 1 << flows_log2);
+        let bypass_counts = Shared::of(&ebpf, "endpoint_bypasses", content.backends.len());
+        Self { ebpf, out: vec![0; LONGEST], flows, bypass_counts }
+    }
+
+    /// Runs `sluice_xdp` on a frame of at least 14 bytes.
+    pub fn steer(&mut self, packet: &[u8]) -> Outcome {
+        let program: &Xdp = self.ebpf.program("sluice_xdp").expect("loaded").try_into().expect("an XDP program");
+        let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut self.out), ..Default::default() };
+        let result = program.test_run(options).expect("the kernel runs the program");
+        let bytes = &self.out[..result.data_size_out as usize];
+        let magic = METADATA_MAGIC.to_ne_bytes();
+        // A frame cannot begin with metadata by accident: its MAC would have to, and generators' don't.
+        let marked = result.return_value == action::PASS && bytes.starts_with(&magic);
+        let metadata = marked.then(|| u32::from_ne_bytes(bytes[4..8].try_into().expect("four bytes")));
+        let bytes = if marked { &bytes[8..] } else { bytes };
+        Outcome { action: result.return_value, metadata, bytes: bytes.to_vec() }
+    }
+
+    /// Runs a tc program on a frame: its action, and the frame after.
+    pub fn run_tc(&mut self, program: &str, packet: &[u8]) -> (i32, Vec<u8>) {
+        let program: &SchedClassifier = self.ebpf.program(program).expect("loaded").try_into().expect("tc");
+        let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut self.out), ..Default::default() };
+        let TestRunResult { return_value, data_size_out, .. } = program.test_run(options).expect("the kernel runs it");
+        (return_value as i32, self.out[..data_size_out as usize].to_vec())
+    }
+
+    /// What packets have changed, and whether the coarse clock moved while they did.
+    pub fn snapshot(&self) -> (Snapshot, bool) {
+        let bypasses: HashMap<&MapData, BypassKey, Bypass> = self.map("bypasses");
+        let bypasses = bypasses.iter().map(|entry| entry.expect("map iteration")).map(|(k, v)| (k, v.service));
+        let mut times =
+            self.flows.iter().flat_map(|bucket| &bucket.entries).filter_map(flow::snapshot).map(|(.., t)| t);
+        let first = times.next();
+        let snapshot = Snapshot {
+            reasons: self.per_cpu("reasons", |sum: &mut Counter, counter: Counter| {
+                sum.packets += counter.packets;
+                sum.bytes += counter.bytes;
+            }),
+            services: self.per_cpu("service_counters", add),
+            backends: self.per_cpu("backend_counters", add),
+            bypasses: bypasses.collect(),
+            bypass_counts: self.bypass_counts.iter().map(|count| count.count.load()).collect(),
+            flows: self.flows.iter().map(records).collect(),
+            tokens: self
+                .per_cpu("limiters", |sum: &mut Bucket, bucket: Bucket| {
+                    sum.tokens += bucket.tokens;
+                    sum.since |= bucket.since;
+                })
+                .into_iter()
+                .map(|bucket| (bucket.tokens, bucket.since != 0))
+                .collect::<Vec<_>>()
+                .try_into()
+                .expect("three classes"),
+        };
+        (snapshot, times.any(|time| Some(time) != first))
+    }
+
+    /// Packets counted under each reason that has any.
+    pub fn reasons(&self) -> Vec<(Reason, u64)> {
+        let counters = self.per_cpu("reasons", |sum: &mut Counter, counter: Counter| sum.packets += counter.packets);
+        let pairs = Reason::ALL.iter().zip(counters).map(|(listed, counter)| (listed.0, counter.packets));
+        pairs.filter(|(_, packets)| *packets != 0).collect()
+    }
+
+    /// Forgets every packet.
+    pub fn reset(&mut self) {
+        self.clear::<Counter>("reasons", REASONS as u32);
+        self.clear::<Traffic>("service_counters", u32::MAX);
+        self.clear::<Traffic>("backend_counters", u32::MAX);
+        self.clear::<Bucket>("limiters", 3);
+        let mut bypasses: HashMap<_, BypassKey, Bypass> = map_of(&mut self.ebpf, "bypasses");
+        let keys: Vec<_> = bypasses.keys().map(|key| key.expect("map iteration")).collect();
+        keys.iter().for_each(|key| bypasses.remove(key).expect("the entry is there"));
+        self.bypass_counts.iter().for_each(|count| count.count.store(0));
+        for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
+            entry.control.store(0);
+            entry.client[0].store(0);
+            entry.client[1].store(0);
+            entry.value.store(0);
+        }
+    }
+
+    /// Puts a record into `bypasses`, as a program would.
+    pub fn add_bypass(&mut self, key: BypassKey, backend: u32, service: u32) {
+        map_of::<HashMap<_, BypassKey, Bypass>>(&mut self.ebpf, "bypasses")
+            .insert(key, Bypass { service, since: 0 }, 0)
+            .expect("there is room");
+        self.bypass_counts[backend as usize].count.add(1);
+    }
+
+    /// Puts remembered routes to these clients on every CPU, so that no test depends on this machine's routes.
+    pub fn add_routes(&mut self, content: &Content, clients: &[Address], macs: ([u8; 6], [u8; 6])) {
+        let mut routes: PerCpuArray<_, Route> = map_of(&mut self.ebpf, "routes");
+        for client in clients {
+            let words = client.words();
+            let mixed = (words[0] ^ words[1].rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (destination_mac, source_mac) = macs;
+            let epoch = content.settings.route_epoch;
+            let route =
+                Route { client: *client, epoch, ifindex: LOOPBACK, destination_mac, source_mac, ..Route::default() };
+            routes.set((mixed >> 54) as u32, every_cpu(route), 0).expect("within the map");
+        }
+    }
+
+    fn map<'a, M: TryFrom<&'a aya::maps::Map, Error = aya::maps::MapError>>(&'a self, name: &str) -> M {
+        self.ebpf.map(name).expect("in the object").try_into().expect("of this type")
+    }
+
+    fn per_cpu<T: aya::Pod + Default>(&self, name: &str, add: impl Fn(&mut T, T)) -> Vec<T> {
+        let array: PerCpuArray<&MapData, T> = self.map(name);
+        let sum = |values: PerCpuValues<T>| {
+            let mut sum = T::default();
+            values.iter().for_each(|value| add(&mut sum, *value));
+            sum
+        };
+        array.iter().map(|values| sum(values.expect("array elements are there"))).collect()
+    }
+
+    fn clear<T: aya::Pod + Default>(&mut self, name: &str, entries: u32) {
+        let mut array: PerCpuArray<_, T> = map_of(&mut self.ebpf, name);
+        for index in 0..array.len().min(entries) {
+            array.set(index, every_cpu(T::default()), 0).expect("within the map");
+        }
+    }
+}
+
+fn add(sum: &mut Traffic, traffic: Traffic) {
+    sum.packets += traffic.packets;
+    sum.bytes += traffic.bytes;
+    sum.reply_packets += traffic.reply_packets;
+    sum.reply_bytes += traffic.reply_bytes;
+}
+
+fn every_cpu<T: aya::Pod>(value: T) -> PerCpuValues<T> {
+    PerCpuValues::try_from(vec![value; nr_cpus().expect("the kernel says how many CPUs")]).expect("one for each CPU")
+}
+
+fn map_of<'a, M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>>(ebpf: &'a mut Ebpf, name: &str) -> M {
+    ebpf.map_mut(name).expect("in the object").try_into().expect("of this type")
+}
+
+fn fill_tables(ebpf: &mut Ebpf, content: &Content) {
+    let mut services: HashMap<_, ServiceKey, lb_common::abi::Service> = map_of(ebpf, "services");
+    for (key, service) in &content.services {
+        services.insert(key, service, 0).expect("there is room");
+    }
+    let mut vips: HashMap<_, Address, u32> = map_of(ebpf, "vips");
+    for vip in &content.vips {
+        vips.insert(vip, 1, 0).expect("there is room");
+    }
+    let mut endpoints: HashMap<_, ServiceKey, lb_common::abi::Endpoint> = map_of(ebpf, "endpoints");
+    for (key, endpoint) in &content.endpoints {
+        endpoints.insert(key, endpoint, 0).expect("there is room");
+    }
+    fill_array(ebpf, "service_addresses", &content.service_addresses);
+    fill_array(ebpf, "members", &content.members);
+    fill_array(ebpf, "backends", &content.backends);
+    fill_array(ebpf, "next_hops", &content.next_hops);
+    fill_array(ebpf, "settings", &[content.settings]);
+    let (blocks, _) = content.slots.as_chunks::<SLOTS_PER_BLOCK>();
+    let blocks: Vec<_> = blocks.iter().map(|slots| SlotBlock { slots: *slots }).collect();
+    fill_array(ebpf, "maglev", &blocks);
+    let mut ports: DevMap<_> = map_of(ebpf, "tx_ports");
+    for (index, _) in content.ports.iter().enumerate().filter(|(_, there)| **there) {
+        ports.set(index as u32, LOOPBACK, None, 0).expect("loopback is there");
+    }
+    let mut uplinks: HashMap<_, u32, Uplink> = map_of(ebpf, "uplinks");
+    uplinks.insert(LOOPBACK, Uplink::default(), 0).expect("there is room");
+}
+
+fn fill_array<T: aya::Pod>(ebpf: &mut Ebpf, name: &str, values: &[T]) {
+    let mut array: Array<_, T> = map_of(ebpf, name);
+    for (index, value) in values.iter().enumerate() {
+        array.set(index as u32, value, 0).expect("within the map");
+    }
+}
+
+fn fill_indexes(ebpf: &Ebpf, content: &Content) {
+    let (seed, log2) = (content.settings.table_seed, content.index_log2);
+    let buckets = 1usize << log2;
+    let bucket_of = |key: &ServiceKey| (index::hash(key, seed) >> 1 >> (63 - log2)) as usize;
+    let mut services = content.services.clone();
+    services.extend(content.vips.iter().map(|vip| (ServiceKey::of_vip(*vip), Content::vip_entry())));
+    let service_index: Shared<ServiceBucket> = Shared::of(ebpf, "service_index", buckets);
+    let endpoint_index: Shared<EndpointBucket> = Shared::of(ebpf, "endpoint_index", buckets);
+    for at in 0..buckets {
+        service_index[at].write(services.iter().filter(|(key, _)| bucket_of(key) == at).map(|(key, service)| {
+            // SAFETY: both are 24 bytes of plain integers.
+            (key, unsafe { std::mem::transmute::<lb_common::abi::Service, [u64; 3]>(*service) })
+        }));
+        endpoint_index[at].write(content.endpoints.iter().filter(|(key, _)| bucket_of(key) == at).map(
+            |(key, value)| {
+                // SAFETY: both are 32 bytes of plain integers.
+                (key, unsafe { std::mem::transmute::<lb_common::abi::Endpoint, [u64; 4]>(*value) })
+            },
+        ));
+    }
+}

@@ -1,0 +1,341 @@
+//! The same tables twice: [`World`] holds in memory what [`Kernel`](crate::kernel::Kernel) writes into the maps of the
+//! loaded program, and [`Snapshot`] is what packets have changed, read from either.
+
+pub mod content;
+pub mod frame;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
+
+use lb_common::{
+    abi::{
+        Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, Member, NO_SERVICE, NextHop, Service, ServiceKey, Slot,
+        Traffic,
+    },
+    address::Address,
+    flow::{self, Key},
+    limiter::{self, Class},
+    reason::{REASONS, Reason},
+    reply::ReturnTables,
+    steer::{Tables, Verdict},
+    word::Word,
+};
+
+use content::Content;
+use frame::TestFrame;
+
+/// XDP actions (include/uapi/linux/bpf.h).
+pub mod action {
+    /// `XDP_DROP`.
+    pub const DROP: u32 = 1;
+    /// `XDP_PASS`.
+    pub const PASS: u32 = 2;
+    /// `XDP_TX`.
+    pub const TX: u32 = 3;
+    /// `XDP_REDIRECT`.
+    pub const REDIRECT: u32 = 4;
+}
+
+/// What becomes of one frame, as the kernel sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// [`action`].
+    pub action: u32,
+    /// The interface in the metadata that `sluice_xdp` leaves in front of the frame.
+    pub metadata: Option<u32>,
+    /// The frame.
+    pub bytes: Vec<u8>,
+}
+
+/// What packets change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// By reason.
+    pub reasons: Vec<Counter>,
+    /// By service.
+    pub services: Vec<Traffic>,
+    /// By backend.
+    pub backends: Vec<Traffic>,
+    /// Connection → service, without the time.
+    pub bypasses: HashMap<BypassKey, u32>,
+    /// By backend.
+    pub bypass_counts: Vec<u64>,
+    /// By bucket and way, without the time.
+    pub flows: Vec<[Option<(Key, u32)>; flow::WAYS]>,
+    /// Tokens by class, and whether the bucket has ever been used.
+    pub tokens: [(u64, bool); 3],
+}
+
+impl Snapshot {
+    /// The first difference from what the kernel's tables hold, in words.
+    pub fn difference(&self, kernel: &Self, clock_moved: bool) -> Option<String> {
+        fn first<T: PartialEq + core::fmt::Debug>(what: &str, host: &[T], kernel: &[T]) -> Option<String> {
+            let at = host.iter().zip(kernel).position(|(host, kernel)| host != kernel)?;
+            Some(format!("{what} {at}: host {:?}, kernel {:?}", host[at], kernel[at]))
+        }
+        for (at, listed) in Reason::ALL.iter().enumerate() {
+            let (host, kernel, name) = (self.reasons[at], kernel.reasons[at], listed.0.name());
+            if host != kernel {
+                return Some(format!("reason {name}: host {host:?}, kernel {kernel:?}"));
+            }
+        }
+        if self.bypasses != kernel.bypasses {
+            let odd = self.bypasses.iter().find(|(key, service)| kernel.bypasses.get(key) != Some(service));
+            let odd = odd.or_else(|| kernel.bypasses.iter().find(|(key, _)| !self.bypasses.contains_key(key)));
+            return Some(format!("bypass {odd:?} is not in both"));
+        }
+        first("service", &self.services, &kernel.services)
+            .or_else(|| first("backend", &self.backends, &kernel.backends))
+            .or_else(|| first("bypass count of backend", &self.bypass_counts, &kernel.bypass_counts))
+            .or_else(|| first("tokens of class", &self.tokens, &kernel.tokens))
+            .or_else(|| {
+                let pairs = self.flows.iter().zip(&kernel.flows).enumerate();
+                // Which record a full bucket gives up depends on when each was written.
+                let comparable = |bucket: &[_; 4]| !clock_moved || bucket.iter().any(Option::is_none);
+                let (at, (host, kernel)) = pairs.into_iter().find(|(_, (h, k))| h != k && comparable(k))?;
+                Some(format!("flow bucket {at}: host {host:?}, kernel {kernel:?}"))
+            })
+    }
+}
+
+/// The tables in memory, as one CPU of a node has them. Its clock stands still.
+pub struct World {
+    /// What the agent would have written.
+    pub content: Content,
+    services: HashMap<ServiceKey, Service>,
+    endpoints: HashMap<ServiceKey, Endpoint>,
+    /// Connection → service.
+    pub bypasses: RefCell<HashMap<BypassKey, u32>>,
+    bypass_counts: Vec<Cell<u64>>,
+    flows: Vec<flow::Bucket>,
+    buckets: RefCell<[Bucket; 3]>,
+    reasons: RefCell<Vec<Counter>>,
+    service_counters: RefCell<Vec<Traffic>>,
+    backend_counters: RefCell<Vec<Traffic>>,
+    /// How often flows, bypasses or traffic counters were written to.
+    pub writes: Cell<u64>,
+}
+
+/// The host's clock, in jiffies: anything but 0, which an unused limiter says.
+const NOW: u64 = 1 << 20;
+
+impl World {
+    /// Unused tables of this content.
+    pub fn new(content: &Content) -> Self {
+        let word = || Word::new(0);
+        let entry = || flow::Entry { control: word(), client: [word(), word()], value: word() };
+        let mut services: HashMap<_, _> = content.services.iter().copied().collect();
+        for vip in &content.vips {
+            services.insert(ServiceKey::of_vip(*vip), Content::vip_entry());
+        }
+        Self {
+            content: content.clone(),
+            services,
+            endpoints: content.endpoints.iter().copied().collect(),
+            bypasses: RefCell::default(),
+            bypass_counts: vec![Cell::new(0); content.backends.len()],
+            flows: (0..1usize << content.flows_log2)
+                .map(|_| flow::Bucket { entries: std::array::from_fn(|_| entry()) })
+                .collect(),
+            buckets: RefCell::default(),
+            reasons: RefCell::new(vec![Counter::default(); REASONS]),
+            service_counters: RefCell::new(vec![Traffic::default(); content.service_counters]),
+            backend_counters: RefCell::new(vec![Traffic::default(); content.backends.len()]),
+            writes: Cell::new(0),
+        }
+    }
+
+    /// Forgets every packet.
+    pub fn reset(&mut self) {
+        self.bypasses.get_mut().clear();
+        self.bypass_counts.iter().for_each(|count| count.set(0));
+        for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
+            entry.control.store(0);
+            entry.client[0].store(0);
+            entry.client[1].store(0);
+            entry.value.store(0);
+        }
+        *self.buckets.get_mut() = [Bucket::default(); 3];
+        self.reasons.get_mut().fill(Counter::default());
+        self.service_counters.get_mut().fill(Traffic::default());
+        self.backend_counters.get_mut().fill(Traffic::default());
+    }
+
+    /// What packets have changed so far.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            reasons: self.reasons.borrow().clone(),
+            services: self.service_counters.borrow().clone(),
+            backends: self.backend_counters.borrow().clone(),
+            bypasses: self.bypasses.borrow().clone(),
+            bypass_counts: self.bypass_counts.iter().map(Cell::get).collect(),
+            flows: self.flows.iter().map(records).collect(),
+            tokens: self.buckets.borrow().map(|bucket| (bucket.tokens, bucket.since != 0)),
+        }
+    }
+
+    /// Counts a packet under its reason.
+    pub fn count_reason(&self, reason: Reason, bytes: u64) {
+        let counter = &mut self.reasons.borrow_mut()[reason.index() as usize];
+        counter.packets += 1;
+        counter.bytes += bytes;
+    }
+
+    /// Packets counted so far, under all reasons.
+    pub fn packets_counted(&self) -> u64 {
+        self.reasons.borrow().iter().map(|counter| counter.packets).sum()
+    }
+
+    /// Steers a frame by `steer` and does what `sluice_xdp` does with its verdict.
+    pub fn run(&self, packet: &[u8], steer: impl Fn(&mut TestFrame, &Self) -> Verdict) -> (Outcome, Reason) {
+        use lb_common::packet::Frame as _;
+        let mut frame = TestFrame::new(packet);
+        let bytes = frame.length() as u64;
+        let verdict = steer(&mut frame, self);
+        let has_port = |next_hop: u32| self.content.ports.get(next_hop as usize).copied().unwrap_or(false);
+        let (action, reason, metadata) = match verdict {
+            Verdict::Pass(reason) => (action::PASS, reason, None),
+            Verdict::Drop(reason) => (action::DROP, reason, None),
+            Verdict::Transmit(reason) => (action::TX, reason, None),
+            Verdict::Redirect { next_hop } if has_port(next_hop) => (action::REDIRECT, Reason::Redirected, None),
+            Verdict::Redirect { .. } => (action::DROP, Reason::NoPort, None),
+            Verdict::Peer { ifindex } => (action::PASS, Reason::Peered, Some(ifindex)),
+            Verdict::Stack => (action::PASS, Reason::Stacked, Some(0)),
+        };
+        self.count_reason(reason, bytes);
+        (Outcome { action, metadata, bytes: frame.to_vec() }, reason)
+    }
+
+    /// Steers a frame by the function under test.
+    pub fn steer(&self, packet: &[u8]) -> (Outcome, Reason) {
+        self.run(packet, lb_common::steer::steer)
+    }
+
+    fn add_traffic(&self, service: u32, backend: u32, bytes: u64, reply: bool) {
+        self.writes.set(self.writes.get() + 1);
+        for (counters, id) in [(&self.service_counters, service), (&self.backend_counters, backend)] {
+            if let Some(traffic) = counters.borrow_mut().get_mut(id as usize) {
+                if reply {
+                    traffic.reply_packets += 1;
+                    traffic.reply_bytes += bytes;
+                } else {
+                    traffic.packets += 1;
+                    traffic.bytes += bytes;
+                }
+            }
+        }
+    }
+
+    fn write_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+        self.writes.set(self.writes.get() + 1);
+        let mut bypasses = self.bypasses.borrow_mut();
+        if let Some(found) = bypasses.get_mut(key) {
+            *found = service;
+            return true;
+        }
+        let Some(count) = self.bypass_counts.get(backend as usize) else { return false };
+        let room = bypasses.len() < self.content.bypasses_capacity;
+        if room {
+            bypasses.insert(*key, service);
+            count.set(count.get() + 1);
+        }
+        room
+    }
+
+    fn flow_bucket(&self, key: &Key) -> Option<&flow::Bucket> {
+        let hash = key.hash(self.content.settings.table_seed);
+        self.flows.get((hash >> 1 >> (63 - self.content.flows_log2)) as usize)
+    }
+}
+
+/// A bucket's records without their time.
+pub fn records(bucket: &flow::Bucket) -> [Option<(Key, u32)>; flow::WAYS] {
+    std::array::from_fn(|way| flow::snapshot(&bucket.entries[way]).map(|(key, service, _)| (key, service)))
+}
+
+impl Tables for World {
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.content.slots.get(index as usize).copied()
+    }
+
+    fn member(&self, index: u32) -> Option<Member> {
+        self.content.members.get(index as usize).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.content.backends.get(id as usize).copied()
+    }
+
+    fn next_hop(&self, id: u32) -> Option<NextHop> {
+        self.content.next_hops.get(id as usize).copied()
+    }
+
+    fn maglev_seed(&self) -> u64 {
+        self.content.settings.maglev_seed
+    }
+
+    fn node_address(&self, is_v4: bool) -> Address {
+        if is_v4 { self.content.settings.node_v4 } else { self.content.settings.node_v6 }
+    }
+
+    fn record_flow(&self, backend: u32, client: Address, client_port: u16, service: u32) {
+        self.writes.set(self.writes.get() + 1);
+        let key = Key::udp(backend, client, client_port);
+        if let Some(bucket) = self.flow_bucket(&key)
+            && flow::find(bucket, &key, 0) != Some(service)
+        {
+            flow::record(bucket, &key, service, 0);
+        }
+    }
+
+    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+        self.write_bypass(key, backend, service)
+    }
+
+    fn admit(&self, class: Class) -> bool {
+        let limit = self.content.settings.limits[class as usize];
+        limiter::admit(&mut self.buckets.borrow_mut()[class as usize], &limit, NOW)
+    }
+
+    fn count(&self, service: u32, backend: u32, bytes: u64) {
+        self.add_traffic(service, backend, bytes, false);
+    }
+}
+
+impl ReturnTables for World {
+    fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint> {
+        self.endpoints.get(key).copied()
+    }
+
+    fn has_bypasses(&self, backend: u32) -> bool {
+        self.bypass_counts.get(backend as usize).is_some_and(|count| count.get() != 0)
+    }
+
+    fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
+        self.bypasses.borrow().get(key).map(|service| Bypass { service: *service, since: 0 })
+    }
+
+    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+        debug_assert_eq!(service, NO_SERVICE, "the return path records only what has no service");
+        self.write_bypass(key, backend, service)
+    }
+
+    fn flow(&self, backend: u32, client: Address, client_port: u16) -> Option<u32> {
+        let key = Key::udp(backend, client, client_port);
+        flow::find(self.flow_bucket(&key)?, &key, 0)
+    }
+
+    fn service_address(&self, service: u32) -> Option<ServiceKey> {
+        self.content.service_addresses.get(service as usize).copied()
+    }
+
+    fn count(&self, service: u32, backend: u32, bytes: u64) {
+        self.add_traffic(service, backend, bytes, true);
+    }
+}

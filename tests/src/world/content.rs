@@ -1,0 +1,336 @@
+//! What an agent would have written: every rung, every reply mode, both families, and every way a table can be broken.
+
+use std::net::IpAddr;
+
+use lb_common::{
+    abi::{
+        ABI_VERSION, Backend, Endpoint, Limit, Member, NextHop, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot,
+        endpoint_flags, member_flags, protocol, rung, service_flags,
+    },
+    address::Address,
+    limiter::TOKEN,
+};
+
+use crate::packets::ToIp as _;
+
+/// The content of all tables that packets don't change.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// Map `services`.
+    pub services: Vec<(ServiceKey, Service)>,
+    /// Map `vips`.
+    pub vips: Vec<Address>,
+    /// Map `maglev`, whole blocks.
+    pub slots: Vec<Slot>,
+    /// Map `members`.
+    pub members: Vec<Member>,
+    /// Map `backends`.
+    pub backends: Vec<Backend>,
+    /// Map `next_hops`.
+    pub next_hops: Vec<NextHop>,
+    /// Which next hops have an interface in `tx_ports`.
+    pub ports: Vec<bool>,
+    /// Map `endpoints`.
+    pub endpoints: Vec<(ServiceKey, Endpoint)>,
+    /// Map `service_addresses`.
+    pub service_addresses: Vec<ServiceKey>,
+    /// Entries of `service_counters`.
+    pub service_counters: usize,
+    /// Map `settings`.
+    pub settings: Settings,
+    /// Entries of `bypasses`.
+    pub bypasses_capacity: usize,
+    /// Of the buckets of `service_index` and `endpoint_index`.
+    pub index_log2: u32,
+    /// Of the buckets of `flows`.
+    pub flows_log2: u32,
+}
+
+/// The next hops, by what they are good for.
+pub mod hop {
+    /// Rung `redirect`.
+    pub const VETH: u32 = 0;
+    /// Rung `redirect`, an MTU below Ethernet's.
+    pub const NARROW: u32 = 1;
+    /// Its interface has gone.
+    pub const GONE: u32 = 2;
+    /// Rung `peer`.
+    pub const PEER: u32 = 3;
+    /// Rung `stack`.
+    pub const STACK: u32 = 4;
+    /// Takes jumbo frames.
+    pub const JUMBO: u32 = 5;
+    /// Takes whatever IP can say.
+    pub const ANY_SIZE: u32 = 6;
+    /// Not in the table.
+    pub const MISSING: u32 = 99;
+}
+
+/// The backends of a family, by what they are good for: ids from 0 for IPv4, from [`V6`](backend::V6) for IPv6.
+pub mod backend {
+    /// First id of IPv6.
+    pub const V6: u32 = 16;
+    /// By the rungs.
+    pub const REDIRECT: u32 = 0;
+    /// Behind an MTU of 1400.
+    pub const NARROW: u32 = 1;
+    /// Behind an interface that has gone.
+    pub const GONE: u32 = 2;
+    /// By `bpf_redirect_peer`.
+    pub const PEER: u32 = 3;
+    /// By the node's stack.
+    pub const STACK: u32 = 4;
+    /// Not to be reached.
+    pub const UNREACHABLE: u32 = 5;
+    /// Of a rung that nobody knows.
+    pub const ODD_RUNG: u32 = 6;
+    /// Whose next hop is not in the table.
+    pub const NO_NEXT_HOP: u32 = 7;
+    /// Behind jumbo frames.
+    pub const JUMBO: u32 = 8;
+    /// Of the other family.
+    pub const FOREIGN: u32 = 9;
+    /// Behind an interface that takes anything.
+    pub const ANY_SIZE: u32 = 10;
+    /// How many each family has.
+    pub const COUNT: u32 = 11;
+    /// Not in the table.
+    pub const MISSING: u32 = 5_000;
+}
+
+/// VIPs by family: the main one, a second one on the same pods, and one without any service.
+pub const VIPS: [[&str; 3]; 2] =
+    [["198.51.100.1", "198.51.100.2", "198.51.100.3"], ["2001:db8:1::1", "2001:db8:1::2", "2001:db8:1::3"]];
+
+/// This node's own addresses.
+pub const NODE: [&str; 2] = ["192.0.2.254", "2001:db8:2::254"];
+
+/// Services of the main VIP: port, protocol, flags, flags of its members, backends.
+const SERVICES: &[(u16, u8, u32, u32, &[u32])] = {
+    use backend::*;
+    use protocol::{TCP, UDP};
+    const R: u32 = service_flags::RECORD;
+    const M: u32 = member_flags::RECORD;
+    &[
+        (80, TCP, 0, 0, &[REDIRECT, NARROW, PEER, STACK]),
+        (179, TCP, 0, M, &[REDIRECT, NARROW]),
+        (162, UDP, 0, 0, &[REDIRECT, PEER, STACK]),
+        (53, UDP, R, 0, &[REDIRECT, PEER, STACK, JUMBO, NARROW]),
+        (514, UDP, 0, M, &[REDIRECT, STACK]),
+        (2055, UDP, R, M, &[REDIRECT, PEER]),
+        (443, TCP, 0, 0, &[]),
+        (443, UDP, 0, 0, &[]),
+        (81, TCP, 0, 0, &[UNREACHABLE]),
+        (81, UDP, R, 0, &[UNREACHABLE, REDIRECT]),
+        (84, TCP, 0, 0, &[FOREIGN]),
+        (85, TCP, 0, 0, &[NO_NEXT_HOP]),
+        (86, UDP, R, 0, &[ODD_RUNG]),
+        (87, TCP, 0, 0, &[GONE]),
+        (87, UDP, 0, M, &[GONE, REDIRECT]),
+        (88, TCP, 0, 0, &[MISSING]),
+        (90, TCP, 0, 0, &[JUMBO]),
+        (91, UDP, 0, 0, &[ANY_SIZE]),
+        (92, TCP, 0, 0, &[ANY_SIZE, PEER]),
+        (93, TCP, 0, 0, &[STACK]),
+        (94, UDP, 0, 0, &[PEER]),
+        // A flag that says nothing for TCP.
+        (96, TCP, R, 0, &[REDIRECT]),
+        // Ports whose members, slots or owners are broken below.
+        (82, TCP, 0, 0, &[REDIRECT, PEER]),
+        (83, TCP, 0, 0, &[REDIRECT, PEER]),
+        (89, TCP, 0, 0, &[REDIRECT, PEER]),
+        (95, UDP, 0, 0, &[REDIRECT]),
+    ]
+};
+
+/// A service's port whose slots name owners beyond its members.
+pub const PORT_OWNER_BEYOND: u16 = 82;
+/// A service's port whose members lie beyond the table.
+pub const PORT_MEMBERS_BEYOND: u16 = 83;
+/// A service's port whose slots lie beyond the table.
+pub const PORT_SLOTS_BEYOND: u16 = 89;
+/// A service's port whose id has no counter.
+pub const PORT_UNCOUNTED: u16 = 95;
+
+/// Every port of the main VIP, for generators.
+pub fn service_ports() -> Vec<(u16, u8)> {
+    SERVICES.iter().map(|service| (service.0, service.1)).collect()
+}
+
+/// An address from text.
+pub fn address(text: &str) -> Address {
+    text.to_ip().into()
+}
+
+/// A pod's address by backend.
+pub fn pod(is_v4: bool, id: u32) -> Address {
+    let last = 10 + id as u8;
+    if is_v4 { IpAddr::from([10, 244, 7, last]).into() } else { address(&format!("fd00:10:244::7:{last:x}")) }
+}
+
+impl Content {
+    /// Everything that is described above.
+    pub fn full() -> Self {
+        let hops = [1500, 1400, 1500, 1500, 1500, 9000, 70_000];
+        let next_hop = |(i, mtu): (usize, &u32)| {
+            let (destination_mac, source_mac) = ([0x02, 0xf0, 0, 0, i as u8, 1], [0x02, 0xf1, 0, 0, i as u8, 2]);
+            NextHop { ifindex: 100 + i as u32, mtu: *mtu, destination_mac, source_mac, pad: 0 }
+        };
+        let mut content = Self {
+            services: Vec::new(),
+            vips: Vec::new(),
+            slots: Vec::new(),
+            members: Vec::new(),
+            backends: vec![Backend::default(); 32],
+            next_hops: hops.iter().enumerate().map(next_hop).collect(),
+            ports: (0..hops.len()).map(|i| i as u32 != hop::GONE).collect(),
+            endpoints: Vec::new(),
+            service_addresses: Vec::new(),
+            service_counters: 0,
+            settings: Settings {
+                abi_version: ABI_VERSION,
+                uplink: 1,
+                maglev_seed: 0x5155_4943_4521,
+                table_seed: 0x7461_626c_6573,
+                node_v4: address(NODE[0]),
+                node_v6: address(NODE[1]),
+                limits: [Limit { burst: TOKEN << 32, per_jiffy: 0 }; 3],
+                route_lifetime: u64::MAX,
+                route_epoch: 7,
+            },
+            bypasses_capacity: 4096,
+            index_log2: 8,
+            flows_log2: 9,
+        };
+        for (is_v4, vips) in [(true, VIPS[0]), (false, VIPS[1])] {
+            content.add_backends(is_v4);
+            content.vips.extend(vips.map(address));
+            for (port, protocol, flags, member, backends) in SERVICES {
+                content.add_service(vips[0], *port, *protocol, *flags, *member, backends);
+            }
+            // The same pods behind a second VIP, whose connections must be recorded.
+            let (tcp, udp) = (protocol::TCP, protocol::UDP);
+            content.add_service(vips[1], 80, tcp, 0, member_flags::RECORD, &[0, 1, 3, 4]);
+            content.add_service(vips[1], 53, udp, service_flags::RECORD, 0, &[0, 3, 4]);
+            content.add_service(vips[1], 8080, tcp, 0, 0, &[0]);
+        }
+        content.break_tables();
+        content.service_counters = content.service_addresses.len();
+        content.slots.resize(content.slots.len().next_multiple_of(SLOTS_PER_BLOCK), Slot::default());
+        content
+    }
+
+    /// The same with limits of this many packets for each class of answer.
+    pub fn limited(mut self, packets: [u64; 3]) -> Self {
+        self.settings.limits = packets.map(|packets| Limit { burst: packets * TOKEN, per_jiffy: 0 });
+        self
+    }
+
+    /// The same with room for this many bypasses.
+    pub fn with_bypasses(mut self, capacity: usize) -> Self {
+        self.bypasses_capacity = capacity;
+        self
+    }
+
+    /// The same with indexes of this many buckets.
+    pub fn with_index_log2(mut self, log2: u32) -> Self {
+        self.index_log2 = log2;
+        self
+    }
+
+    /// What stands for a VIP as a whole.
+    pub fn vip_entry() -> Service {
+        Service { flags: service_flags::VIP, ..Service::default() }
+    }
+
+    /// The id of a service.
+    pub fn service_id(&self, vip: &str, port: u16, protocol: u8) -> u32 {
+        let key = ServiceKey::new(address(vip), port, protocol);
+        let id = self.service_addresses.iter().position(|address| *address == key);
+        id.expect("the service is one of the content") as u32
+    }
+
+    fn add_backends(&mut self, is_v4: bool) {
+        use backend::*;
+        let rungs = [
+            (REDIRECT, rung::REDIRECT, hop::VETH),
+            (NARROW, rung::REDIRECT, hop::NARROW),
+            (GONE, rung::REDIRECT, hop::GONE),
+            (PEER, rung::PEER, hop::PEER),
+            (STACK, rung::STACK, hop::STACK),
+            (UNREACHABLE, rung::NONE, hop::VETH),
+            (ODD_RUNG, 77, hop::VETH),
+            (NO_NEXT_HOP, rung::REDIRECT, hop::MISSING),
+            (JUMBO, rung::REDIRECT, hop::JUMBO),
+            (FOREIGN, rung::REDIRECT, hop::VETH),
+            (ANY_SIZE, rung::REDIRECT, hop::ANY_SIZE),
+        ];
+        for (id, rung, next_hop) in rungs {
+            let address = pod(is_v4 ^ (id == FOREIGN), id);
+            let port = if id == PEER { 80 } else { 8000 + id as u16 };
+            let at = id + if is_v4 { 0 } else { V6 };
+            let backend = Backend { address, port, rung, next_hop, netns_id: u32::MAX, ..Backend::default() };
+            self.backends[at as usize] = backend;
+        }
+    }
+
+    fn add_service(&mut self, vip: &str, port: u16, protocol: u8, flags: u32, member_flags: u32, backends: &[u32]) {
+        let vip = address(vip);
+        let first = if vip.is_v4() { 0 } else { backend::V6 };
+        let id = self.service_addresses.len() as u32;
+        // Of different sizes, so that a slot chosen by the wrong number of bits shows.
+        let slots_log2 = if backends.is_empty() { 0 } else { 2 + id % 5 };
+        let service = Service {
+            id,
+            flags,
+            slots: self.slots.len() as u32,
+            slots_log2,
+            members: self.members.len() as u32,
+            members_count: backends.len() as u32,
+        };
+        for slot in 0..if backends.is_empty() { 0 } else { 1usize << slots_log2 } {
+            let owner = (slot * 7 + id as usize) % backends.len();
+            self.slots.push(Slot { owner: owner as u16, history: 0 });
+        }
+        self.members.extend(backends.iter().map(|id| Member { backend: first + id, flags: member_flags }));
+        let key = ServiceKey::new(vip, port, protocol);
+        self.services.push((key, service));
+        self.service_addresses.push(key);
+        for id in backends {
+            self.add_endpoint(first + id, key, service);
+        }
+    }
+
+    /// The first service of an endpoint is its default.
+    fn add_endpoint(&mut self, id: u32, key: ServiceKey, service: Service) {
+        let Some(backend) = self.backends.get(id as usize) else { return };
+        let endpoint_key = ServiceKey::new(backend.address, backend.port, key.protocol);
+        if self.endpoints.iter().any(|(known, _)| *known == endpoint_key) {
+            return;
+        }
+        let recorded = key.protocol == protocol::UDP && service.flags & service_flags::RECORD != 0;
+        let mode = if recorded { endpoint_flags::RECORDED } else { endpoint_flags::STATIC };
+        let place = if backend.rung == rung::STACK { endpoint_flags::STACK } else { 0 };
+        let (vip, vip_port, service) = (key.address, key.port, service.id);
+        let endpoint = Endpoint { vip, vip_port, flags: mode | place, backend: id, service, pad: 0 };
+        self.endpoints.push((endpoint_key, endpoint));
+    }
+
+    fn break_tables(&mut self) {
+        let (slots, members) = (self.slots.len() as u32, self.members.len() as u32);
+        for (key, service) in &mut self.services {
+            let range = service.slots as usize..service.slots as usize + (1 << service.slots_log2);
+            match key.port {
+                PORT_OWNER_BEYOND => {
+                    for (slot, owner) in self.slots[range].iter_mut().zip([2u16, 0, 3, 1, 0xffff].into_iter().cycle()) {
+                        slot.owner = owner;
+                    }
+                }
+                PORT_MEMBERS_BEYOND => service.members = members,
+                PORT_SLOTS_BEYOND => service.slots = slots + 1024,
+                PORT_UNCOUNTED => service.id = 100_000,
+                _ => {}
+            }
+        }
+    }
+}

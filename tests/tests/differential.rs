@@ -1,0 +1,115 @@
+//! Needs root and SLUICE_EBPF_OBJECT. The same packets through `steer` on the host and `sluice_xdp` in the kernel agree
+//! in bytes, action, counters and tables.
+
+use lb_common::{
+    packet::Frame as _,
+    reason::{REASONS, Reason},
+};
+use lb_tests::{
+    kernel::{Kernel, object},
+    packets::{generator::Generator, hex, oracle},
+    world::{Outcome, World, action, content::Content, frame::TestFrame},
+};
+
+/// Packets between two comparisons of counters and tables.
+const BATCH: usize = 4096;
+/// Unlimited answers, room for every bypass.
+const OPEN_PACKETS: usize = 700_000;
+/// Limits that run out, bypasses that run full, indexes that overflow.
+const TIGHT_PACKETS: usize = 400_000;
+
+/// Runs the stream of `seed` through both and returns how many packets each reason had.
+fn check(seed: u64, packets: usize, content: &Content) -> [u64; REASONS] {
+    let mut seen = [0; REASONS];
+    let Some(object) = object() else { return seen };
+    let mut kernel = Kernel::load(&object, content);
+    let mut world = World::new(content);
+    let mut generator = Generator::new(seed);
+    for batch in 0..packets.div_ceil(BATCH) {
+        kernel.reset();
+        world.reset();
+        for at in 0..BATCH {
+            let packet = generator.frame();
+            let (host, reason) = world.steer(&packet);
+            let kernel = kernel.steer(&packet);
+            let name = || format!("seed {seed:#x}, packet {}, {reason:?}: {}", batch * BATCH + at, hex(&packet));
+            assert!(host == kernel, "{}\nhost   {}\nkernel {}", name(), show(&host), show(&kernel));
+            check_alone(&packet, &host, reason, &name);
+            seen[reason.index() as usize] += 1;
+        }
+        let (snapshot, clock_moved) = kernel.snapshot();
+        if let Some(difference) = world.snapshot().difference(&snapshot, clock_moved) {
+            panic!("seed {seed:#x}, batch {batch} of {BATCH}: {difference}");
+        }
+    }
+    seen
+}
+
+fn show(outcome: &Outcome) -> String {
+    format!("action {} metadata {:?} {}", outcome.action, outcome.metadata, hex(&outcome.bytes))
+}
+
+/// What must hold of the outcome, whoever agrees on it.
+fn check_alone(packet: &[u8], outcome: &Outcome, reason: Reason, name: &dyn Fn() -> String) {
+    let before = oracle::facts(packet);
+    let forwarded = matches!(reason, Reason::Redirected | Reason::Peered | Reason::Stacked);
+    let answered = outcome.action == action::TX;
+    if !forwarded && !answered {
+        let intact = outcome.bytes == packet || reason == Reason::NoPort;
+        assert!(intact, "{} is changed, but neither forwarded nor answered", name());
+        return;
+    }
+    let before = before.unwrap_or_else(|| panic!("{} is no whole packet", name()));
+    let after = oracle::facts(&outcome.bytes).unwrap_or_else(|| panic!("{} became no packet", name()));
+    if forwarded {
+        assert_eq!(after.length, before.length, "{}", name());
+        assert_eq!((after.source, after.protocol), (before.source, before.protocol), "{}", name());
+        assert_eq!(after.transport_sum, before.transport_sum, "{}", name());
+        assert_eq!(after.header_sum, before.header_sum, "{}", name());
+        return;
+    }
+    assert_eq!(after.destination, before.source, "{}", name());
+    if reason == Reason::EchoAnswered {
+        assert_eq!(after.transport_sum, before.transport_sum, "{}", name());
+        assert_eq!(after.header_sum, before.header_sum, "{}", name());
+        return;
+    }
+    assert_eq!((after.header_sum, after.transport_sum), (true, Some(true)), "{}", name());
+    assert_eq!(outcome.bytes.len(), after.l3 + after.length, "{} has an answer with padding", name());
+    if matches!(after.protocol, 1 | 58) {
+        let quote = &outcome.bytes[after.l4 + 8..];
+        assert!(packet[before.l3..].starts_with(quote), "{} is misquoted", name());
+        let longest = if before.source.is_ipv4() { 576 } else { 1280 };
+        assert!(after.length <= longest, "{} has an answer that is too long", name());
+    }
+}
+
+/// Every reason that `sluice_xdp` has, but for those that need a frame no test run can make.
+fn assert_covered(seen: &[u64; REASONS], missing: &[Reason]) {
+    if seen.iter().all(|count| *count == 0) {
+        return;
+    }
+    for listed in &Reason::ALL[..=Reason::NoPort.index() as usize] {
+        let (reason, name) = (listed.0, listed.0.name());
+        let expected = !missing.contains(&reason) && reason != Reason::Replied;
+        assert_eq!(seen[reason.index() as usize] > 0, expected, "packets with reason {name}: {seen:?}");
+    }
+}
+
+#[test]
+fn host_and_kernel_agree_where_nothing_runs_out() {
+    let seen = check(0x5107, OPEN_PACKETS, &Content::full());
+    assert_covered(&seen, &[Reason::RateLimited, Reason::BypassesFull]);
+}
+
+#[test]
+fn host_and_kernel_agree_where_limits_and_tables_run_out() {
+    let content = Content::full().limited([200, 100, 50]).with_bypasses(150).with_index_log2(2);
+    let seen = check(0x71_6874, TIGHT_PACKETS, &content);
+    assert_covered(&seen, &[]);
+}
+
+#[test]
+fn a_frame_in_fragments_is_as_long_as_the_kernel_says() {
+    assert_eq!(TestFrame::new(&[0; 5000]).length(), lb_tests::world::frame::LINEAR);
+}

@@ -1,0 +1,288 @@
+//! Which packets of pods are replies, on the host and through the loaded `sluice_return`; which connections beside the
+//! VIPs are recorded. What goes through the kernel needs root and SLUICE_EBPF_OBJECT.
+
+use std::net::IpAddr;
+
+use lb_common::{
+    abi::{BypassKey, Endpoint, NO_SERVICE, endpoint_flags, protocol},
+    address::Address,
+    reason::Reason,
+    reply::{Observed, Place, Reply, observe, reply},
+    steer::Tables as _,
+};
+use lb_tests::{
+    kernel::{Kernel, object},
+    packets::{Checksum, Extension, Packet, Transport, VLAN, flag, hex},
+    world::{
+        World,
+        content::{Content, VIPS, backend, pod},
+        frame::TestFrame,
+    },
+};
+
+const CLIENTS: [&str; 2] = ["203.0.113.9", "2001:db8:c::9"];
+const PORT: u16 = 40_000;
+
+/// What becomes of a packet, without the offsets.
+#[derive(PartialEq, Debug)]
+enum Becomes {
+    Passes(Reason),
+    Dropped(Reason),
+    ComesFrom(Address, u16),
+}
+use Becomes::{ComesFrom, Dropped, Passes};
+
+/// A pod that talks to a client, in one family.
+#[derive(Clone, Copy)]
+struct Ends {
+    family: usize,
+    client: IpAddr,
+}
+
+impl Ends {
+    fn of(family: usize) -> Self {
+        Self { family, client: CLIENTS[family].parse().expect("an address") }
+    }
+
+    fn id(self, backend: u32) -> u32 {
+        backend + if self.family == 0 { 0 } else { backend::V6 }
+    }
+
+    fn pod(self, backend: u32) -> Address {
+        pod(self.family == 0, backend)
+    }
+
+    fn vip(self, number: usize) -> Address {
+        lb_tests::world::content::address(VIPS[self.family][number])
+    }
+
+    /// From a pod to the client.
+    fn from(self, backend: u32) -> Packet {
+        Packet::from(IpAddr::from(self.pod(backend))).to(self.client)
+    }
+
+    fn segment(self) -> Packet {
+        self.from(backend::REDIRECT).tcp(8000, PORT)
+    }
+
+    fn connection(self) -> BypassKey {
+        let (client, pod) = (self.client.into(), self.pod(backend::REDIRECT));
+        BypassKey { client, pod, client_port: PORT, pod_port: 8000, protocol: protocol::TCP, pad: [0; 3] }
+    }
+
+    fn record(self, world: &World, service: u32) {
+        let (key, id) = (self.connection(), self.id(backend::REDIRECT));
+        assert!(lb_common::reply::ReturnTables::record_bypass(world, &key, id, NO_SERVICE));
+        assert!(lb_common::steer::Tables::record_bypass(world, &key, id, service));
+    }
+
+    /// Flags of the endpoint that [`Ends::segment`] comes from.
+    fn flagged(self, content: &mut Content, flags: u16) {
+        let pod = self.pod(backend::REDIRECT);
+        let endpoints = content.endpoints.iter_mut();
+        let wanted = endpoints.filter(|(key, _)| key.address == pod && key.protocol == protocol::TCP);
+        for (_, endpoint) in wanted {
+            *endpoint = Endpoint { flags, ..*endpoint };
+        }
+    }
+}
+
+fn decide(world: &World, packet: &Packet, place: Place) -> Becomes {
+    match reply(&TestFrame::new(&packet.frame()), world, place) {
+        Reply::Pass(reason) => Passes(reason),
+        Reply::Drop(reason) => Dropped(reason),
+        Reply::Rewrite { vip, port, .. } => ComesFrom(vip, port),
+    }
+}
+
+/// Runs a table of cases in both families, each on fresh tables.
+fn check(cases: impl Fn(Ends, &World) -> Vec<(&'static str, Packet, Becomes)>) {
+    for ends in [0, 1].map(Ends::of) {
+        let world = World::new(&Content::full());
+        for (what, packet, wanted) in cases(ends, &world) {
+            assert_eq!(decide(&world, &packet, Place::Pod), wanted, "{what} to {}", ends.client);
+        }
+    }
+}
+
+#[test]
+fn replies_of_static_services_come_from_the_default_vip() {
+    check(|ends, _| {
+        vec![
+            ("a segment", ends.segment(), ComesFrom(ends.vip(0), 80)),
+            ("a tagged SYN-ACK", ends.segment().flags(18).tagged(VLAN, 2), ComesFrom(ends.vip(0), 80)),
+            ("a datagram", ends.from(backend::REDIRECT).udp(8000, 9), ComesFrom(ends.vip(0), 162)),
+            ("another port", ends.from(backend::REDIRECT).tcp(8001, PORT), Passes(Reason::NotAReply)),
+            ("another pod", ends.from(15).tcp(8000, PORT), Passes(Reason::NotAReply)),
+            ("the last hop", ends.segment().hops(1), Passes(Reason::TtlExceeded)),
+            ("an echo", ends.from(backend::REDIRECT).echo_request(), Passes(Reason::NotAReply)),
+            ("a fragment", fragment(ends.segment()), Passes(Reason::NotAReply)),
+            ("a pod of the stack", ends.from(backend::STACK).tcp(8004, PORT), Passes(Reason::NotAReply)),
+        ]
+    });
+}
+
+fn fragment(packet: Packet) -> Packet {
+    packet.fragment(0x2000).extended(Extension::Fragment(1))
+}
+
+#[test]
+fn a_connection_that_is_recorded_keeps_its_source() {
+    check(|ends, world| {
+        ends.record(world, NO_SERVICE);
+        vec![
+            ("a bypass", ends.segment(), Passes(Reason::Bypassed)),
+            ("another connection", ends.from(backend::REDIRECT).tcp(8000, 1), ComesFrom(ends.vip(0), 80)),
+        ]
+    });
+    check(|ends, world| {
+        ends.record(world, world.content.service_id(VIPS[ends.family][1], 80, protocol::TCP));
+        vec![("a session of the second VIP", ends.segment(), ComesFrom(ends.vip(1), 80))]
+    });
+    check(|ends, world| {
+        ends.record(world, 9_999);
+        vec![("a session of a service that has gone", ends.segment(), Dropped(Reason::RecordWithoutService))]
+    });
+}
+
+#[test]
+fn recorded_udp_answers_whom_the_record_names() {
+    check(|ends, world| {
+        let second = world.content.service_id(VIPS[ends.family][1], 53, protocol::UDP);
+        world.record_flow(ends.id(backend::JUMBO), ends.client.into(), 5_353, second);
+        let from = |to| ends.from(backend::JUMBO).udp(8008, to);
+        vec![
+            ("who came through the second VIP", from(5_353), ComesFrom(ends.vip(1), 53)),
+            ("who came through none", from(5_354), Passes(Reason::Unrecorded)),
+        ]
+    });
+}
+
+#[test]
+fn a_connection_that_the_pod_opens_is_a_bypass() {
+    for ends in [0, 1].map(Ends::of) {
+        let world = World::new(&Content::full().with_bypasses(1));
+        assert_eq!(decide(&world, &ends.segment().syn(), Place::Pod), Passes(Reason::Bypassed));
+        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&NO_SERVICE));
+        assert_eq!(decide(&world, &ends.segment(), Place::Pod), Passes(Reason::Bypassed), "what follows");
+        let second = ends.from(backend::REDIRECT).tcp(8000, 1).syn();
+        assert_eq!(decide(&world, &second, Place::Pod), Dropped(Reason::BypassesFull), "no room for another");
+    }
+}
+
+#[test]
+fn flags_of_an_endpoint_say_where_and_whether_replies_are_rewritten() {
+    use endpoint_flags::{LEARNING, SELF_TEST, STACK, STATIC};
+    for ends in [0, 1].map(Ends::of) {
+        let rewritten = || ComesFrom(ends.vip(0), 80);
+        for (flags, at_pod, at_uplink) in [
+            (STATIC, rewritten(), Passes(Reason::NotAReply)),
+            (STATIC | STACK, Passes(Reason::NotAReply), rewritten()),
+            (STATIC | LEARNING, Passes(Reason::NotAReply), Passes(Reason::NotAReply)),
+            (STATIC | SELF_TEST, Dropped(Reason::SelfTest), Passes(Reason::NotAReply)),
+            (0, Passes(Reason::NotAReply), Passes(Reason::NotAReply)),
+        ] {
+            let mut content = Content::full();
+            ends.flagged(&mut content, flags);
+            let world = World::new(&content);
+            assert_eq!(decide(&world, &ends.segment(), Place::Pod), at_pod, "flags {flags:#x} at the pod");
+            assert_eq!(decide(&world, &ends.segment(), Place::Uplink), at_uplink, "flags {flags:#x} at the uplink");
+        }
+    }
+}
+
+#[test]
+fn connections_beside_the_vips_are_observed() {
+    for ends in [0, 1].map(Ends::of) {
+        let world = World::new(&Content::full().with_bypasses(1));
+        let towards = |to: u32| Packet::from(ends.client).to(IpAddr::from(ends.pod(to)));
+        let seen = |packet: Packet, place| observe(&TestFrame::new(&packet.frame()), &world, place);
+        let (recorded, ignored) = (Observed::Pass(Reason::BypassSeen), Observed::Pass(Reason::NotForUs));
+        assert_eq!(seen(towards(0).udp(PORT, 8000), Place::Pod), ignored, "UDP has no bypasses");
+        assert_eq!(seen(towards(0).tcp(PORT, 9), Place::Pod), ignored, "no endpoint");
+        assert_eq!(seen(towards(4).tcp(PORT, 8004), Place::Pod), ignored, "the stack's are seen at the uplink");
+        assert_eq!(seen(towards(0).tcp(PORT, 8000).syn(), Place::Pod), recorded);
+        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&NO_SERVICE));
+        assert_eq!(seen(towards(0).tcp(PORT, 8000), Place::Pod), recorded, "what is known needs no room");
+        let full = Observed::Drop(Reason::BypassesFull);
+        assert_eq!(seen(towards(4).tcp(PORT, 8004), Place::Uplink), full, "no room for another");
+    }
+}
+
+#[test]
+fn a_session_of_a_vip_stays_one_when_it_is_seen_at_the_pod() {
+    for ends in [0, 1].map(Ends::of) {
+        let world = World::new(&Content::full());
+        ends.record(&world, 7);
+        let packet = Packet::from(ends.client).to(IpAddr::from(ends.pod(0))).tcp(PORT, 8000);
+        let seen = observe(&TestFrame::new(&packet.frame()), &world, Place::Pod);
+        assert_eq!(seen, Observed::Pass(Reason::BypassSeen));
+        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&7));
+    }
+}
+
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT` (include/uapi/linux/pkt_cls.h).
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECTED: i32 = 7;
+
+#[test]
+fn the_loaded_program_rewrites_replies() {
+    let Some(object) = object() else { return };
+    let content = Content::full();
+    let mut kernel = Kernel::load(&object, &content);
+    let macs = ([2, 9, 9, 9, 9, 1], [2, 9, 9, 9, 9, 2]);
+    kernel.add_routes(&content, &[0, 1].map(|family| Ends::of(family).client.into()), macs);
+    for ends in [0, 1].map(Ends::of) {
+        let replied = |packet: Packet, port| {
+            let mut out = packet.hops(63).macs(macs.0, macs.1);
+            out.source = ends.vip(0).into();
+            match &mut out.transport {
+                Transport::Tcp { ports, .. } | Transport::Udp { ports } => ports.0 = port,
+                Transport::Icmp { .. } | Transport::Other(_) => {}
+            }
+            out
+        };
+        let datagram = ends.from(backend::REDIRECT).udp(8000, 9).carrying(b"inform");
+        for (what, packet, port) in [
+            ("a segment", ends.segment().carrying_bytes(1001), 80),
+            ("a segment with a wrong checksum", ends.segment().checksum(Checksum::Wrong), 80),
+            ("a segment with options", ends.segment().with_options(12).flags(flag::SYN | flag::ACK), 80),
+            ("a datagram", datagram.clone(), 162),
+        ] {
+            kernel.reset();
+            let (action, bytes) = kernel.run_tc("sluice_return", &packet.frame());
+            assert_eq!(kernel.reasons(), [(Reason::Replied, 1)], "{what} to {}", ends.client);
+            assert_eq!(action, REDIRECTED, "{what} to {}", ends.client);
+            assert_eq!(hex(&bytes), hex(&replied(packet, port).frame()), "{what} to {}", ends.client);
+        }
+        if ends.family == 0 {
+            let unsummed = datagram.checksum(Checksum::Zero);
+            let (_, bytes) = kernel.run_tc("sluice_return", &unsummed.frame());
+            assert_eq!(hex(&bytes), hex(&replied(unsummed, 162).frame()), "a datagram without checksum");
+        }
+    }
+}
+
+#[test]
+fn the_loaded_programs_leave_bypasses_alone_and_record_them() {
+    let Some(object) = object() else { return };
+    let content = Content::full();
+    let mut kernel = Kernel::load(&object, &content);
+    for ends in [0, 1].map(Ends::of) {
+        kernel.reset();
+        let id = ends.id(backend::REDIRECT);
+        let frame = ends.segment().frame();
+        let beside = Packet::from(ends.client).to(IpAddr::from(ends.pod(backend::REDIRECT))).tcp(PORT, 8000).syn();
+        assert_eq!(kernel.run_tc("sluice_bypass", &beside.frame()), (UNSPEC, beside.frame()));
+        assert_eq!(kernel.run_tc("sluice_return", &frame), (UNSPEC, frame.clone()), "the bypass's reply");
+        assert_eq!(kernel.reasons(), [(Reason::Bypassed, 1), (Reason::BypassSeen, 1)]);
+        let (snapshot, _) = kernel.snapshot();
+        assert_eq!(snapshot.bypasses, [(ends.connection(), NO_SERVICE)].into());
+        assert_eq!(snapshot.bypass_counts[id as usize], 1);
+        kernel.reset();
+        kernel.add_bypass(ends.connection(), id, 9_999);
+        assert_eq!(kernel.run_tc("sluice_return", &frame), (SHOT, frame), "a session of a service that has gone");
+        assert_eq!(kernel.reasons(), [(Reason::RecordWithoutService, 1)]);
+    }
+}
