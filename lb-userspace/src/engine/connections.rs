@@ -56,7 +56,8 @@ impl Engine {
     fn learn(&mut self, key: &ServiceKey, backend: u32) {
         let address = IpAddr::from(key.address);
         match self.sockets_of(address, &[key.port]) {
-            Ok(found) => self.record(found, |_| Some(backend)),
+            // The pod's other addresses are other endpoints, with counts of their own.
+            Ok(found) => self.record(found, |local| (local.ip() == address).then_some(backend)),
             Err(error) => warn!(%address, port = key.port, %error, "cannot list a pod's connections"),
         }
     }
