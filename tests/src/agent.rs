@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    lab::{LAB_OBJECT, Lab, NODE, UPLINK, privileged, wait_until},
+    lab::{LAB_OBJECT, Lab, NODE, Namespace, UPLINK, privileged, wait_until},
     process::Process,
 };
 
@@ -224,6 +224,29 @@ impl Agent {
             .map(|entry| entry.path())
             .with_context(|| format!("no socket in {}", self.runtime.display()))
     }
+}
+
+/// Fails unless an agent has taken everything along: pins, and programs on the node's interfaces.
+pub fn check_nothing_left(lab: &Lab) -> Result<()> {
+    let pins = paths(lab).0;
+    for part in ["maps", "links"] {
+        let path = pins.join(part);
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
+    wait_until("the node's interfaces to be without programs", READY_LIMIT, || {
+        let output = lab.node.command("bpftool").args(["-j", "net"]).output().context("bpftool")?;
+        let shown: Value = serde_json::from_slice(&output.stdout).context("bpftool net prints no JSON")?;
+        let empty = |kind: &str| shown[0][kind].as_array().is_some_and(Vec::is_empty);
+        Ok((empty("xdp") && empty("tc")).then_some(()))
+    })
+}
+
+/// Whether generic receive offload is on at an interface.
+pub fn gro(namespace: &Namespace, interface: &str) -> Result<bool> {
+    let output = namespace.command("ethtool").args(["-k", interface]).output().context("ethtool")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|line| line.starts_with("generic-receive-offload:"));
+    Ok(line.with_context(|| format!("no GRO in {text}"))?.contains(": on"))
 }
 
 /// The agent's binary.
