@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    lab::{LAB_OBJECT, Lab, NODE, UPLINK, privileged, wait_until},
+    lab::{LAB_OBJECT, Lab, NODE, Namespace, UPLINK, privileged, wait_until},
     process::Process,
 };
 
@@ -85,18 +85,62 @@ impl Agent {
     /// Starts the agent in the lab's node and waits until it answers. The router's end of the uplink gets its XDP
     /// program first, without which the agent's own packets vanish.
     pub fn start(lab: &mut Lab, configuration: &Configuration) -> Result<Self> {
-        let binary: PathBuf = std::env::var_os(BINARY)
-            .with_context(|| format!("{BINARY} is not set: run this through `cargo xtask`, which builds the agent"))?
-            .into();
         lab.attach_router_program()?;
-        let file = lab.directory().join("sluice.yaml");
-        let (pins, runtime) = (lab.bpffs().join("sluice"), lab.directory().join("run"));
-        fs::create_dir_all(&runtime)?;
-        fs::write(&file, configuration.yaml(&pins, &runtime))?;
-        let process = Process::start("sluice agent", lab.node.command(&binary).args(["agent", "--config"]).arg(&file))?;
-        let mut agent = Self { process, binary, configuration: file, pins, runtime };
+        let yaml = configuration.yaml_in(lab);
+        Self::start_with(lab, &yaml)
+    }
+
+    /// Starts the agent with this text as its configuration, which must name the paths of [`Configuration::yaml_in`],
+    /// and waits until it answers. The uplink is left as it is.
+    pub fn start_with(lab: &Lab, yaml: &str) -> Result<Self> {
+        let (file, mut command) = prepare(lab, yaml)?;
+        let process = Process::start("sluice agent", &mut command)?;
+        let (pins, runtime) = paths(lab);
+        let mut agent = Self { process, binary: binary()?, configuration: file, pins, runtime };
         agent.wait_ready()?;
         Ok(agent)
+    }
+
+    /// Starts an agent that must refuse to run, and returns what it says. `change` may take privileges from it.
+    pub fn refusal(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<String> {
+        let (_, command) = prepare(lab, yaml)?;
+        let mut process = Process::start("sluice agent", &mut change(command))?;
+        let status = process.wait(READY_LIMIT)?;
+        let text = process.wait_output();
+        ensure!(!status.success(), "the agent ended with {status} instead of refusing:\n{text}");
+        Ok(text)
+    }
+
+    /// Replaces the configuration by this text, whole, and tells the agent.
+    pub fn reload(&mut self, yaml: &str) -> Result<()> {
+        // The agent looks at the file by itself too, and must not see half of it.
+        let fresh = self.configuration.with_extension("fresh");
+        fs::write(&fresh, yaml)?;
+        fs::rename(&fresh, &self.configuration)?;
+        self.process.signal(libc::SIGHUP)
+    }
+
+    /// Ends the agent as a crash does: its programs and maps stay.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.signal(libc::SIGKILL)?;
+        self.process.wait(READY_LIMIT).map(drop)
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits until the status is as wanted; a failure shows the last one.
+    pub fn wait_status<T>(&self, what: &str, mut wanted: impl FnMut(&Value) -> Option<T>) -> Result<T> {
+        let mut last = Value::Null;
+        wait_until(what, READY_LIMIT, || {
+            last = self.status()?;
+            Ok(wanted(&last))
+        })
+        .with_context(|| format!("services: {:#}\nlast error: {}", last["services"], last["lastError"]))
+        .with_context(|| self.log_tail())
     }
 
     /// Replaces the configuration and tells the agent.
@@ -182,7 +226,59 @@ impl Agent {
     }
 }
 
+/// Fails unless an agent has taken everything along: pins, and programs on the node's interfaces.
+pub fn check_nothing_left(lab: &Lab) -> Result<()> {
+    let pins = paths(lab).0;
+    for part in ["maps", "links"] {
+        let path = pins.join(part);
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
+    wait_until("the node's interfaces to be without programs", READY_LIMIT, || {
+        let output = lab.node.command("bpftool").args(["-j", "net"]).output().context("bpftool")?;
+        let shown: Value = serde_json::from_slice(&output.stdout).context("bpftool net prints no JSON")?;
+        let empty = |kind: &str| shown[0][kind].as_array().is_some_and(Vec::is_empty);
+        Ok((empty("xdp") && empty("tc")).then_some(()))
+    })
+}
+
+/// Whether generic receive offload is on at an interface.
+pub fn gro(namespace: &Namespace, interface: &str) -> Result<bool> {
+    let output = namespace.command("ethtool").args(["-k", interface]).output().context("ethtool")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|line| line.starts_with("generic-receive-offload:"));
+    Ok(line.with_context(|| format!("no GRO in {text}"))?.contains(": on"))
+}
+
+/// The agent's binary.
+fn binary() -> Result<PathBuf> {
+    let path = std::env::var_os(BINARY)
+        .with_context(|| format!("{BINARY} is not set: run this through `cargo xtask`, which builds the agent"))?;
+    Ok(path.into())
+}
+
+/// The pin directory and the run directory.
+fn paths(lab: &Lab) -> (PathBuf, PathBuf) {
+    (lab.bpffs().join("sluice"), lab.directory().join("run"))
+}
+
+/// Writes the configuration, and gives the command that runs an agent with it.
+fn prepare(lab: &Lab, yaml: &str) -> Result<(PathBuf, Command)> {
+    let file = lab.directory().join("sluice.yaml");
+    fs::create_dir_all(paths(lab).1)?;
+    fs::write(&file, yaml)?;
+    let mut command = lab.node.command(binary()?);
+    command.args(["agent", "--config"]).arg(&file);
+    Ok((file, command))
+}
+
 impl Configuration {
+    /// The configuration file of an agent in this lab.
+    #[must_use]
+    pub fn yaml_in(&self, lab: &Lab) -> String {
+        let (pins, runtime) = paths(lab);
+        self.yaml(&pins, &runtime)
+    }
+
     fn yaml(&self, pins: &Path, runtime: &Path) -> String {
         let mut yaml = format!(
             "node:\n  addresses: [\"{}\", \"{}\"]\n\

@@ -185,6 +185,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Makes one more pod.
+    pub fn add_pod(&mut self) -> Result<()> {
+        let index = u8::try_from(self.pods.len() + 1).context("too many pods")?;
+        let name = self.directory.0.file_name().context("a lab's directory has a name")?.to_string_lossy().into_owned();
+        self.pods.push(Pod::new(&name, index, &self.node, self.options)?);
+        Ok(())
+    }
+
     /// Ends the pod with this index (0 is the first) and everything in it, and makes it again with the same address.
     pub fn restart_pod(&mut self, index: usize) -> Result<()> {
         let options = self.options;

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ pub struct Process {
     name: String,
     child: Child,
     log: Arc<Log>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -41,13 +42,14 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {name} ({:?})", command.get_program()))?;
         let log = Arc::new(Log::default());
+        let mut readers = Vec::new();
         if let Some(output) = child.stdout.take() {
-            collect(output, Arc::clone(&log));
+            readers.push(collect(output, Arc::clone(&log)));
         }
         if let Some(output) = child.stderr.take() {
-            collect(output, Arc::clone(&log));
+            readers.push(collect(output, Arc::clone(&log)));
         }
-        Ok(Self { name: name.to_owned(), child, log })
+        Ok(Self { name: name.to_owned(), child, log, readers })
     }
 
     /// The process id.
@@ -113,6 +115,22 @@ impl Process {
         waited.with_context(|| self.log_tail())
     }
 
+    /// Waits for the program to end by itself.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        wait_until(&format!("{} to end", self.name), limit, || Ok(self.child.try_wait()?))
+            .with_context(|| self.log_tail())
+    }
+
+    /// Everything that a program that has ended has written.
+    #[must_use]
+    pub fn wait_output(&mut self) -> String {
+        for reader in self.readers.drain(..) {
+            // A reader ends with the program's output, and does not panic.
+            let _ = reader.join();
+        }
+        self.lines().join("\n")
+    }
+
     /// Sends a signal, such as SIGHUP; one to a program that has ended is none.
     pub fn signal(&mut self, signal: i32) -> Result<()> {
         if self.child.try_wait()?.is_some() {
@@ -140,7 +158,7 @@ impl Log {
     }
 }
 
-fn collect(output: impl Read + Send + 'static, log: Arc<Log>) {
+fn collect(output: impl Read + Send + 'static, log: Arc<Log>) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut reader = BufReader::new(output);
         let mut line = Vec::new();
@@ -151,5 +169,5 @@ fn collect(output: impl Read + Send + 'static, log: Arc<Log>) {
             log.lines().push(text);
             log.grown.notify_all();
         }
-    });
+    })
 }

@@ -46,19 +46,24 @@ impl Sizes {
         }
     }
 
-    /// Entries and memory of each map. Hashes are reckoned with 64 bytes an entry for the kernel's own part.
+    /// Entries and memory of each map. A hash has a head of 48 bytes on each entry, a spare entry for each CPU, and 16
+    /// bytes for each of a power of two of buckets (kernel/bpf/hashtab.c, `htab_map_alloc`).
     pub fn maps(&self, cpus: u64) -> Vec<MapSize> {
         let array = |entries: u32, bytes: usize| u64::from(entries) * (bytes as u64).next_multiple_of(8);
-        let hash = |entries: u32, bytes: usize| u64::from(entries) * (bytes as u64 + 64);
-        let per_cpu = |entries: u32, bytes: usize| cpus * array(entries, bytes);
+        let hash = |entries: u32, key: usize, value: usize| {
+            let entry = 48 + (key as u64).next_multiple_of(8) + (value as u64).next_multiple_of(8);
+            (u64::from(entries) + cpus) * entry + u64::from(entries.next_power_of_two()) * 16
+        };
+        // And a pointer to each element's copies.
+        let per_cpu = |entries: u32, bytes: usize| cpus * array(entries, bytes) + array(entries, 8);
         let key = size_of::<abi::ServiceKey>();
         let (services, backends) = (self.services, self.backends);
         let (service_buckets, endpoint_buckets) = (1 << self.service_index_log2, 1 << self.endpoint_index_log2);
         let flows = 1 << self.flows_log2;
         let traffic = size_of::<abi::Traffic>();
         vec![
-            ("services", services, hash(services, key + size_of::<abi::Service>())),
-            ("vips", services, hash(services, 20)),
+            ("services", services, hash(services, key, size_of::<abi::Service>())),
+            ("vips", services, hash(services, 16, 4)),
             ("service_index", service_buckets, array(service_buckets, size_of::<index::ServiceBucket>())),
             ("service_addresses", services, array(services, key)),
             ("maglev", self.slot_blocks, array(self.slot_blocks, size_of::<abi::SlotBlock>())),
@@ -66,12 +71,12 @@ impl Sizes {
             ("backends", backends, array(backends, size_of::<abi::Backend>())),
             ("next_hops", backends, array(backends, size_of::<abi::NextHop>())),
             ("tx_ports", backends, array(backends, 8)),
-            ("endpoints", backends, hash(backends, key + size_of::<abi::Endpoint>())),
+            ("endpoints", backends, hash(backends, key, size_of::<abi::Endpoint>())),
             ("endpoint_index", endpoint_buckets, array(endpoint_buckets, size_of::<index::EndpointBucket>())),
-            ("bypasses", self.bypasses, hash(self.bypasses, size_of::<abi::BypassKey>() + size_of::<abi::Bypass>())),
+            ("bypasses", self.bypasses, hash(self.bypasses, size_of::<abi::BypassKey>(), size_of::<abi::Bypass>())),
             ("endpoint_bypasses", backends, array(backends, size_of::<abi::BypassCount>())),
             ("flows", flows, array(flows, size_of::<flow::Bucket>())),
-            ("uplinks", 16, hash(16, 12)),
+            ("uplinks", 16, hash(16, 4, size_of::<abi::Uplink>())),
             ("routes", 1024, per_cpu(1024, size_of::<abi::Route>())),
             ("settings", 1, array(1, size_of::<abi::Settings>())),
             ("limiters", 3, per_cpu(3, size_of::<abi::Bucket>())),

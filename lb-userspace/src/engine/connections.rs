@@ -56,33 +56,38 @@ impl Engine {
     fn learn(&mut self, key: &ServiceKey, backend: u32) {
         let address = IpAddr::from(key.address);
         match self.sockets_of(address, &[key.port]) {
-            Ok(found) => self.record(found, |_| Some(backend)),
+            // The pod's other addresses are other endpoints, with counts of their own.
+            Ok(found) => self.record(found, |local| (local.ip() == address).then_some(backend)),
             Err(error) => warn!(%address, port = key.port, %error, "cannot list a pod's connections"),
         }
     }
 
     /// Records what is connected to the served endpoints of a pod that has just come, or come back: nothing of it
-    /// can have come through a VIP.
+    /// can have come through a VIP. A pod that only got another interface keeps its records, because its sessions
+    /// through VIPs cannot be told from the others any more.
     pub(super) fn learn_pod(&mut self, pod: &PodInterface, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
+        let cookie = netns.cookie()?;
+        let fresh: Vec<IpAddr> =
+            addresses.iter().copied().filter(|address| self.followed.get(address) != Some(&cookie)).collect();
         let endpoints: BTreeMap<(IpAddr, u16), u32> = self
             .planner
             .backends()
             .iter()
-            .filter(|(key, _)| key.protocol == Protocol::Tcp && addresses.contains(&key.address))
+            .filter(|(key, _)| key.protocol == Protocol::Tcp && fresh.contains(&key.address))
             .map(|(key, backend)| ((key.address, key.port), backend.id))
             .collect();
-        if endpoints.is_empty() {
-            return Ok(());
+        if !endpoints.is_empty() {
+            for address in &fresh {
+                let planner = &self.planner;
+                self.tables.forget_pod(*address, |key| backend_of(planner, key));
+            }
+            let ports: BTreeSet<u16> = endpoints.keys().map(|(_, port)| *port).collect();
+            let ports: Vec<u16> = ports.into_iter().collect();
+            let found = connections_in(&netns, &ports, Listeners::Without)?;
+            self.record(found, |local| endpoints.get(&(local.ip(), local.port())).copied());
         }
-        for address in addresses {
-            let planner = &self.planner;
-            self.tables.forget_pod(*address, |key| backend_of(planner, key));
-        }
-        let ports: BTreeSet<u16> = endpoints.keys().map(|(_, port)| *port).collect();
-        let ports: Vec<u16> = ports.into_iter().collect();
-        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
-        let found = connections_in(&netns, &ports, Listeners::Without)?;
-        self.record(found, |local| endpoints.get(&(local.ip(), local.port())).copied());
+        self.followed.extend(fresh.into_iter().map(|address| (address, cookie)));
         Ok(())
     }
 

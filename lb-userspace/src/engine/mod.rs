@@ -73,6 +73,8 @@ pub struct Engine {
     namespaces: Namespaces,
     findings: BTreeMap<Wanted, Finding>,
     gro_changes: Vec<GroChange>,
+    /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
+    followed: BTreeMap<IpAddr, u64>,
     pending: VecDeque<MapOp>,
     clock: Clock,
     started: Instant,
@@ -122,6 +124,7 @@ impl Engine {
             namespaces: Namespaces::default(),
             findings: BTreeMap::new(),
             gro_changes: Vec::new(),
+            followed: BTreeMap::new(),
             pending: VecDeque::new(),
             clock,
             started: Instant::now(),

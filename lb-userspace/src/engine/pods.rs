@@ -136,6 +136,14 @@ impl Engine {
         self.findings.retain(|known, _| wanted.contains(known));
         let sites: BTreeMap<IpAddr, Option<Site>> =
             wanted.iter().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
+        // Not those of pods without an interface: one that moves is without for a moment.
+        let in_use: BTreeSet<u64> = self
+            .followed
+            .iter()
+            .filter(|(address, _)| sites.contains_key(address))
+            .map(|(_, cookie)| *cookie)
+            .collect();
+        self.followed.retain(|_, cookie| in_use.contains(cookie));
         self.attach_pods(sites.values().flatten());
         let mut places = Places::new();
         for (address, choice) in wanted {

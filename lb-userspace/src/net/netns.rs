@@ -5,7 +5,10 @@ use std::{
     fs::{self, File, OpenOptions},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            net::UnixDatagram,
+        },
     },
     panic,
     path::{Path, PathBuf},
@@ -67,6 +70,13 @@ impl Netns {
                 Err(payload) => panic::resume_unwind(payload),
             }
         })
+    }
+
+    /// The number by which this namespace is told from every other one, those that are gone included.
+    pub fn cookie(&self) -> Result<u64> {
+        let asked = self.run(|| sys::network_namespace_cookie(UnixDatagram::unbound()?.as_fd()))?;
+        let action = || format!("ask for the cookie of the namespace {}", self.path.display());
+        asked.map_err(|source| Error::Kernel { action: action(), source })
     }
 
     /// The id that the namespace of `netlink` has for this one; none if it never needed one.

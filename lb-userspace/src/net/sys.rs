@@ -96,6 +96,24 @@ pub fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// The number of the network namespace that a socket belongs to. No other gets it while the machine runs
+/// (`SO_NETNS_COOKIE`, Linux 5.14), unlike the inode, which is reused at once.
+pub fn network_namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers describe `cookie` and `length`, which live across the call.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(cookie)
+}
+
 /// Asks for a receive buffer of so many bytes, beyond `net.core.rmem_max` where privileges allow.
 pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     let set = |option| {

@@ -3,6 +3,7 @@
 
 pub mod bird;
 pub mod bulk;
+pub mod conversation;
 pub mod echo;
 pub mod snmp;
 pub mod telemetry;

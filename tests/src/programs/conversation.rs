@@ -1,0 +1,175 @@
+//! A TCP connection of which a test holds both ends, so that it can say who speaks, and when.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::PATIENCE;
+use crate::lab::{Family, Namespace, wait_until};
+
+/// How long a connection may take to open, and a line to arrive: more than three retransmissions.
+const LIMIT: Duration = Duration::from_secs(8);
+const LINE_BYTES: usize = 32;
+
+/// Which end says the first word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaker {
+    /// The end that opened the connection.
+    Client,
+    /// The end that accepted it, in the manner of SSH or SMTP.
+    Pod,
+}
+
+impl Speaker {
+    /// Both, in the order in which tests run them.
+    pub const BOTH: [Self; 2] = [Self::Client, Self::Pod];
+}
+
+/// Listens in a namespace, over both families.
+pub fn listen(namespace: &Namespace, port: u16) -> Result<TcpListener> {
+    let listener = namespace
+        .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))
+        .with_context(|| format!("cannot listen on TCP port {port} in {}", namespace.name()))?;
+    // Never waits for ever: see `accept`.
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Conversation {
+    client: TcpStream,
+    pod: TcpStream,
+    /// Counts the lines, so that each is another.
+    said: u32,
+}
+
+impl Conversation {
+    /// Dials from a namespace and takes the connection at the listener.
+    pub fn open(from: &Namespace, target: SocketAddr, listener: &TcpListener) -> Result<Self> {
+        let client = from
+            .run(|| TcpStream::connect_timeout(&target, LIMIT))
+            .with_context(|| format!("cannot connect from {} to {target}", from.name()))?;
+        Self::accepted(client, listener)
+    }
+
+    /// As [`open`](Self::open), from a port of one's own choice.
+    pub fn open_from_port(from: &Namespace, port: u16, target: SocketAddr, listener: &TcpListener) -> Result<Self> {
+        let dial = || -> io::Result<TcpStream> {
+            // The standard library cannot bind a socket that it connects.
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+                let (socket, family) = match target.ip() {
+                    IpAddr::V4(_) => (tokio::net::TcpSocket::new_v4()?, Family::V4),
+                    IpAddr::V6(_) => (tokio::net::TcpSocket::new_v6()?, Family::V6),
+                };
+                socket.set_reuseaddr(true)?;
+                socket.bind(any(family, port))?;
+                let stream = tokio::time::timeout(LIMIT, socket.connect(target)).await??.into_std()?;
+                stream.set_nonblocking(false)?;
+                Ok(stream)
+            })
+        };
+        let client =
+            from.run(dial).with_context(|| format!("cannot connect from {} port {port} to {target}", from.name()))?;
+        Self::accepted(client, listener)
+    }
+
+    fn accepted(client: TcpStream, listener: &TcpListener) -> Result<Self> {
+        let pod = wait_until("a connection at the pod", PATIENCE, || match listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        })?;
+        for stream in [&client, &pod] {
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(LIMIT))?;
+            stream.set_write_timeout(Some(LIMIT))?;
+        }
+        Ok(Self { client, pod, said: 0 })
+    }
+
+    /// One line each way, `first` first.
+    pub fn exchange(&mut self, first: Speaker) -> Result<()> {
+        let (one, other) = match first {
+            Speaker::Client => (&self.client, &self.pod),
+            Speaker::Pod => (&self.pod, &self.client),
+        };
+        self.said += 1;
+        say(one, other, self.said).with_context(|| format!("{first:?} speaks"))?;
+        say(other, one, self.said).with_context(|| format!("answer to {first:?}"))
+    }
+
+    /// The other end as the pod sees it.
+    pub fn seen_by_pod(&self) -> Result<SocketAddr> {
+        canonical(self.pod.peer_addr())
+    }
+
+    /// The client's own address.
+    pub fn client_address(&self) -> Result<SocketAddr> {
+        canonical(self.client.local_addr())
+    }
+
+    /// Ends the connection from the client's side, as a health check does, and waits for the pod's end to see it.
+    pub fn close(self) -> Result<()> {
+        let Self { client, mut pod, .. } = self;
+        drop(client);
+        let read = pod.read(&mut [0; LINE_BYTES])?;
+        ensure!(read == 0, "{read} bytes after the end");
+        Ok(())
+    }
+}
+
+/// One way, byte for byte.
+fn say(mut from: &TcpStream, mut to: &TcpStream, number: u32) -> Result<()> {
+    let line = format!("{number:>width$}", width = LINE_BYTES);
+    from.write_all(line.as_bytes()).context("cannot send")?;
+    let mut received = [0; LINE_BYTES];
+    to.read_exact(&mut received).context("nothing arrives")?;
+    if received != line.as_bytes() {
+        bail!("{:?} arrived instead of {line:?}", String::from_utf8_lossy(&received));
+    }
+    Ok(())
+}
+
+fn canonical(address: io::Result<SocketAddr>) -> Result<SocketAddr> {
+    let address = address?;
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+/// Resets that a namespace's kernel has sent and received on living connections: a connection that broke, or a segment
+/// from an address that nobody talks to, shows here (RFC 4022, tcpOutRsts and tcpEstabResets; both families).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resets {
+    /// `tcpOutRsts`.
+    pub sent: u64,
+    /// `tcpEstabResets`.
+    pub connections: u64,
+}
+
+impl Resets {
+    /// As they are now.
+    pub fn of(namespace: &Namespace) -> Result<Self> {
+        let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
+        let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+        let (names, values) = lines.next().zip(lines.next()).context("/proc/net/snmp has no TCP counters")?;
+        let value = |wanted: &str| -> Result<u64> {
+            let pair = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == wanted);
+            Ok(pair.with_context(|| format!("no {wanted} in /proc/net/snmp"))?.1.parse()?)
+        };
+        Ok(Self { sent: value("OutRsts")?, connections: value("EstabResets")? })
+    }
+}
+
+/// A family's unspecified address with a port, to bind to.
+#[must_use]
+pub const fn any(family: Family, port: u16) -> SocketAddr {
+    match family {
+        Family::V4 => SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), port),
+        Family::V6 => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+    }
+}
