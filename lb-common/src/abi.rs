@@ -337,18 +337,6 @@ pub struct Uplink {
     pub pad: [u8; 2],
 }
 
-/// What XDP leaves in front of a frame for the uplink's tc ingress program.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct Metadata {
-    /// [`METADATA_MAGIC`].
-    pub magic: u32,
-    /// Interface for `bpf_redirect_peer`; 0: the stack delivers.
-    pub ifindex: u32,
-}
-/// "Slui" in ASCII: no other program's metadata is taken for ours.
-pub const METADATA_MAGIC: u32 = u32::from_be_bytes(*b"Slui");
-
 /// The number of bits by which jiffies are shifted to give the coarse time of records: 0.25 s at 1000 Hz, 1 s at 250.
 pub const COARSE_SHIFT: u32 = 8;
 

@@ -131,9 +131,10 @@ impl Headers {
 /// Reads the headers of a frame. `None` for what is not IP, or too short to say from whom to whom.
 #[inline(always)]
 pub fn parse<F: Frame>(frame: &F) -> Option<Headers> {
-    let ethernet = frame.at::<ETHERNET>(0)?;
-    let mut kind: u16 = ethernet.get::<12, _>();
-    let mut l3 = ETHERNET;
+    let (mut kind, mut l3) = match frame.bare() {
+        Some(kind) => (kind, 0),
+        None => (frame.at::<ETHERNET>(0)?.get::<12, u16>(), ETHERNET),
+    };
     for _ in 0..MAX_TAGS {
         if kind == ethertype::VLAN || kind == ethertype::QINQ {
             kind = frame.at::<4>(l3)?.get::<2, _>();

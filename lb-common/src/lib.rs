@@ -18,6 +18,7 @@ pub mod flow;
 pub mod headers;
 pub mod index;
 pub mod limiter;
+pub mod mark;
 pub mod packet;
 pub mod reason;
 pub mod reply;

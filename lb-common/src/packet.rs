@@ -50,6 +50,12 @@ pub trait Frame {
     /// The `N` bytes at `offset`, or `None` where the frame is too short.
     fn at<const N: usize>(&self, offset: usize) -> Option<Self::View<'_, N>>;
 
+    /// The EtherType, as it lies in memory, of a frame that begins with its network header.
+    #[inline(always)]
+    fn bare(&self) -> Option<u16> {
+        None
+    }
+
     /// Whether the frame has at least `length` bytes, also where `at` cannot reach them all.
     fn holds(&self, length: usize) -> bool;
 

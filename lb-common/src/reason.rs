@@ -46,7 +46,7 @@ pub enum Reason {
     BypassesFull,
     /// The next hop's port is gone from the device map: dropped.
     NoPort,
-    /// The frame could not be resized or given metadata: dropped.
+    /// The frame could not be resized or marked: dropped.
     NoRoom,
     /// From a pod, and no reply of a service: passed.
     NotAReply,
@@ -60,10 +60,12 @@ pub enum Reason {
     SelfTest,
     /// A reply whose record names a service that is gone: dropped.
     RecordWithoutService,
+    /// From outside, with the source address by which `sluice_xdp` marks its own: dropped.
+    ForeignMark,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 28;
+pub const REASONS: usize = 29;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -106,7 +108,7 @@ impl Reason {
             "A connection that must be recorded, while the map of bypasses is full: dropped",
         ),
         (Self::NoPort, "no_port", "The next hop's port is gone from the device map: dropped"),
-        (Self::NoRoom, "no_room", "The frame could not be resized or given metadata: dropped"),
+        (Self::NoRoom, "no_room", "The frame could not be resized or marked: dropped"),
         (Self::NotAReply, "not_a_reply", "From a pod, and no reply of a service: passed"),
         (Self::Bypassed, "bypassed", "A reply of a connection that reached the pod without a VIP: passed"),
         (Self::BypassSeen, "bypass_seen", "To a pod, beside Sluice, and recorded (or known) as a bypass: passed"),
@@ -120,6 +122,11 @@ impl Reason {
             Self::RecordWithoutService,
             "record_without_service",
             "A reply whose record names a service that is gone: dropped",
+        ),
+        (
+            Self::ForeignMark,
+            "foreign_mark",
+            "From outside, with the source address by which sluice_xdp marks its own: dropped",
         ),
     ];
 
@@ -149,6 +156,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::RecordWithoutService.index() as usize + 1, REASONS);
+        assert_eq!(Reason::ForeignMark.index() as usize + 1, REASONS);
     }
 }

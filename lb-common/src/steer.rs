@@ -9,6 +9,7 @@ use crate::{
     checksum,
     headers::{self, ETHERNET, Headers, IPV4, IPV6, UDP, v4, v6},
     limiter::Class,
+    mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
 };
@@ -27,12 +28,9 @@ pub enum Verdict {
         /// Index into `tx_ports`.
         next_hop: u32,
     },
-    /// To the uplink's tc ingress program, which hands it to the pod's end of this interface.
-    Peer {
-        /// Host-side interface.
-        ifindex: u32,
-    },
-    /// To the node's own stack.
+    /// To the uplink's tc ingress program, marked, which hands it to the pod's end of the interface.
+    Peer,
+    /// To the node's own stack, marked.
     Stack,
 }
 
@@ -43,7 +41,7 @@ impl Verdict {
         match self {
             Self::Pass(reason) | Self::Drop(reason) | Self::Transmit(reason) => reason,
             Self::Redirect { .. } => Reason::Redirected,
-            Self::Peer { .. } => Reason::Peered,
+            Self::Peer => Reason::Peered,
             Self::Stack => Reason::Stacked,
         }
     }
@@ -94,6 +92,9 @@ pub const fn slot_of(hash: u64, slots_log2: u32) -> u32 {
 /// Decides what becomes of a frame and rewrites it.
 #[inline(always)]
 pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    if mark::is_marked(frame) {
+        return Verdict::Drop(Reason::ForeignMark);
+    }
     let Some(headers) = headers::parse(frame) else {
         return Verdict::Pass(Reason::NotIp);
     };
@@ -249,34 +250,28 @@ fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend, next_h
         rung::PEER => {
             if headers.tag_bytes() != 0 {
                 let Some(ethernet) = frame.at::<ETHERNET>(0) else { return Verdict::Drop(Reason::NoRoom) };
-                let destination = mac_at::<0, _>(ethernet);
-                let source = mac_at::<6, _>(ethernet);
-                if !frame.shrink_head(headers.tag_bytes()) || !put_ethernet(frame, headers.is_v4, destination, source) {
+                let destination = destination_mac(ethernet);
+                // The mark takes the source's place.
+                if !frame.shrink_head(headers.tag_bytes()) || !put_ethernet(frame, headers.is_v4, destination, [0; 6]) {
                     return Verdict::Drop(Reason::NoRoom);
                 }
             }
-            Verdict::Peer { ifindex: next_hop.ifindex }
+            match mark::put(frame, Mark::Peer(next_hop.ifindex)) {
+                true => Verdict::Peer,
+                false => Verdict::Drop(Reason::NoRoom),
+            }
         }
-        rung::STACK => Verdict::Stack,
+        rung::STACK => match mark::put(frame, Mark::Stack) {
+            true => Verdict::Stack,
+            false => Verdict::Drop(Reason::NoRoom),
+        },
         _ => Verdict::Drop(Reason::BrokenTable),
     }
 }
 
 #[inline(always)]
-fn mac_at<const O: usize, V: View<ETHERNET>>(ethernet: V) -> [u8; 6] {
-    // Byte by byte: offsets of a view are constants, and O + 1 is none here.
-    if O == 0 {
-        let (a, b): (u32, u16) = (ethernet.get::<0, _>(), ethernet.get::<4, _>());
-        join(a, b)
-    } else {
-        let (a, b): (u32, u16) = (ethernet.get::<6, _>(), ethernet.get::<10, _>());
-        join(a, b)
-    }
-}
-
-#[inline(always)]
-const fn join(a: u32, b: u16) -> [u8; 6] {
-    let (a, b) = (a.to_ne_bytes(), b.to_ne_bytes());
+fn destination_mac<V: View<ETHERNET>>(ethernet: V) -> [u8; 6] {
+    let (a, b) = (ethernet.get::<0, u32>().to_ne_bytes(), ethernet.get::<4, u16>().to_ne_bytes());
     [a[0], a[1], a[2], a[3], b[0], b[1]]
 }
 

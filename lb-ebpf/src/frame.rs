@@ -149,3 +149,50 @@ impl Frame for SkbFrame {
         false
     }
 }
+
+/// A frame at the uplink's tc ingress, which may begin with its network header.
+pub struct UplinkFrame {
+    /// The frame.
+    pub frame: SkbFrame,
+    /// Its EtherType where the link header is not there.
+    pub kind: Option<u16>,
+}
+
+impl Frame for UplinkFrame {
+    type View<'a, const N: usize> = Raw<N>;
+
+    #[inline(always)]
+    fn bare(&self) -> Option<u16> {
+        self.kind
+    }
+
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<Raw<N>> {
+        self.frame.at(offset)
+    }
+
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        self.frame.holds(length)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.frame.length()
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, _bytes: usize) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, _bytes: usize) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, _length: usize) -> bool {
+        false
+    }
+}

@@ -10,19 +10,20 @@ mod uplink;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::bpf_redirect_peer,
+    helpers::generated::{bpf_redirect_peer, bpf_skb_load_bytes_relative},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    abi::{METADATA_MAGIC, Metadata},
-    packet::Frame,
+    headers::ETHERNET,
+    mark::{self, Mark},
+    packet::{Frame, View},
     reason::Reason,
     reply::{Observed, Place, Reply, observe, reply},
 };
 
 use crate::{
-    frame::SkbFrame,
+    frame::{SkbFrame, UplinkFrame},
     maps::{Maps, count_reason},
 };
 
@@ -41,17 +42,25 @@ pub fn sluice_return(context: TcContext) -> i32 {
 /// Pod's host-side interface, tc egress: records the connections that the stack delivers.
 #[classifier]
 pub fn sluice_bypass(context: TcContext) -> i32 {
-    record_bypass(context.skb.skb, Place::Pod)
+    record_bypass(&SkbFrame::new(context.skb.skb), Place::Pod)
 }
 
 /// Uplink, tc ingress: hands frames to the pods of rung `peer`, records connections beside the VIPs of rung `stack`.
 #[classifier]
 pub fn sluice_uplink_in(context: TcContext) -> i32 {
-    match read_metadata(context.skb.skb) {
-        Some(0) => TC_ACT_UNSPEC,
+    let skb = context.skb.skb;
+    let Some(ethernet) = link_header(skb) else { return TC_ACT_UNSPEC };
+    match mark::read(core::array::from_fn(|i| ethernet[6 + i])) {
+        Some(Mark::Stack) => TC_ACT_UNSPEC,
         // SAFETY: touches only the redirect record of this CPU.
-        Some(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
-        None => record_bypass(context.skb.skb, Place::Uplink),
+        Some(Mark::Peer(ifindex)) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+        None => {
+            let frame = SkbFrame::new(skb);
+            let bare = !begins_with(&frame, &ethernet);
+            // SAFETY: the kernel's context is valid for the whole program.
+            let kind = unsafe { (*skb).protocol as u16 };
+            record_bypass(&UplinkFrame { frame, kind: if bare { Some(kind) } else { None } }, Place::Uplink)
+        }
     }
 }
 
@@ -67,17 +76,26 @@ pub fn sluice_clock(_context: TcContext) -> i32 {
     maps::jiffies() as i32
 }
 
-/// What `sluice_xdp` left in front of the frame.
+/// `enum bpf_hdr_start_off` (include/uapi/linux/bpf.h).
+const BPF_HDR_START_MAC: u32 = 0;
+
+/// The Ethernet header, wherever the frame that tc sees begins.
 #[inline(always)]
-fn read_metadata(skb: *mut __sk_buff) -> Option<u32> {
-    // SAFETY: the kernel's context is valid for the whole program.
-    let (meta, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
-    if meta + size_of::<Metadata>() > data {
-        return None;
-    }
-    // SAFETY: the comparison proved the bytes.
-    let metadata = unsafe { (meta as *const Metadata).read() };
-    (metadata.magic == METADATA_MAGIC).then_some(metadata.ifindex)
+fn link_header(skb: *mut __sk_buff) -> Option<[u8; ETHERNET]> {
+    let mut header = [0u8; ETHERNET];
+    // SAFETY: the array lives across the call and has the bytes that are asked for.
+    let read = unsafe {
+        bpf_skb_load_bytes_relative(skb.cast(), 0, header.as_mut_ptr().cast(), ETHERNET as u32, BPF_HDR_START_MAC)
+    };
+    (read == 0).then_some(header)
+}
+
+/// In generic mode the kernel may forget the length of the link header: tc then sees frames without it.
+#[inline(always)]
+fn begins_with(frame: &SkbFrame, header: &[u8; ETHERNET]) -> bool {
+    let Some(start) = frame.at::<ETHERNET>(0) else { return false };
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    start.get::<0, u32>() == word(0) && start.get::<4, u32>() == word(4) && start.get::<8, u32>() == word(8)
 }
 
 #[inline(always)]
@@ -103,10 +121,9 @@ fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
 }
 
 #[inline(always)]
-fn record_bypass(skb: *mut __sk_buff, place: Place) -> i32 {
+fn record_bypass<F: Frame>(frame: &F, place: Place) -> i32 {
     let Some(maps) = Maps::get() else { return TC_ACT_UNSPEC };
-    let frame = SkbFrame::new(skb);
-    let (action, reason) = match observe(&frame, &maps, place) {
+    let (action, reason) = match observe(frame, &maps, place) {
         // Everything that crosses an interface comes by here; only what concerns a service is counted.
         Observed::Pass(Reason::NotForUs) => return TC_ACT_UNSPEC,
         Observed::Pass(reason) => (TC_ACT_UNSPEC, reason),

@@ -1,11 +1,7 @@
 //! XDP on the uplinks: decide, then one action for each verdict.
 
-use aya_ebpf::{
-    bindings::{xdp_action, xdp_md},
-    helpers::generated::bpf_xdp_adjust_meta,
-};
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use lb_common::{
-    abi::{METADATA_MAGIC, Metadata},
     packet::Frame,
     reason::Reason,
     steer::{Verdict, steer},
@@ -31,27 +27,9 @@ pub fn steer_frame(context: *mut xdp_md) -> u32 {
         Verdict::Transmit(reason) => (xdp_action::XDP_TX, reason),
         Verdict::Redirect { next_hop } if redirect(next_hop) => (xdp_action::XDP_REDIRECT, Reason::Redirected),
         Verdict::Redirect { .. } => (xdp_action::XDP_DROP, Reason::NoPort),
-        Verdict::Peer { ifindex } if put_metadata(context, ifindex) => (xdp_action::XDP_PASS, Reason::Peered),
-        Verdict::Stack if put_metadata(context, 0) => (xdp_action::XDP_PASS, Reason::Stacked),
-        Verdict::Peer { .. } | Verdict::Stack => (xdp_action::XDP_DROP, Reason::NoRoom),
+        Verdict::Peer => (xdp_action::XDP_PASS, Reason::Peered),
+        Verdict::Stack => (xdp_action::XDP_PASS, Reason::Stacked),
     };
     count_reason(reason.index(), bytes);
     action
-}
-
-/// Tells the uplink's tc ingress program what to do with the frame.
-#[inline(always)]
-fn put_metadata(context: *mut xdp_md, ifindex: u32) -> bool {
-    // SAFETY: the kernel's context.
-    if unsafe { bpf_xdp_adjust_meta(context, -(size_of::<Metadata>() as i32)) } != 0 {
-        return false;
-    }
-    // SAFETY: the kernel's context is valid for the whole program.
-    let (meta, data) = unsafe { ((*context).data_meta as usize, (*context).data as usize) };
-    if meta + size_of::<Metadata>() > data {
-        return false;
-    }
-    // SAFETY: the comparison proved the room.
-    unsafe { (meta as *mut Metadata).write(Metadata { magic: METADATA_MAGIC, ifindex }) };
-    true
 }

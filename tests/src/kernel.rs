@@ -12,8 +12,7 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Bucket, Bypass, BypassCount, BypassKey, Counter, METADATA_MAGIC, Route, SLOTS_PER_BLOCK, ServiceKey, SlotBlock,
-        Traffic, Uplink,
+        Bucket, Bypass, BypassCount, BypassKey, Counter, Route, SLOTS_PER_BLOCK, ServiceKey, SlotBlock, Traffic, Uplink,
     },
     address::Address,
     flow,
@@ -22,11 +21,11 @@ use lb_common::{
 };
 use shared::Shared;
 
-use crate::world::{Outcome, Snapshot, action, content::Content, records};
+use crate::world::{Outcome, Snapshot, content::Content, records};
 
 /// Loopback, which is in every network namespace.
 const LOOPBACK: u32 = 1;
-/// Longest frame that a program may leave: the longest IP packet, tags, metadata, and what an answer adds.
+/// Longest frame that a program may leave: the longest IP packet, tags, and what an answer adds.
 const LONGEST: usize = 70_000;
 
 /// The object that tests load, or why there is none. Where `SLUICE_REQUIRE_PRIVILEGES` is set, that fails the test.
@@ -113,12 +112,7 @@ impl Kernel {
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut self.out), ..Default::default() };
         let result = program.test_run(options).expect("the kernel runs the program");
         let bytes = &self.out[..result.data_size_out as usize];
-        let magic = METADATA_MAGIC.to_ne_bytes();
-        // A frame cannot begin with metadata by accident: its MAC would have to, and generators' don't.
-        let marked = result.return_value == action::PASS && bytes.starts_with(&magic);
-        let metadata = marked.then(|| u32::from_ne_bytes(bytes[4..8].try_into().expect("four bytes")));
-        let bytes = if marked { &bytes[8..] } else { bytes };
-        Outcome { action: result.return_value, metadata, bytes: bytes.to_vec() }
+        Outcome::new(result.return_value, bytes.to_vec())
     }
 
     /// Runs a tc program on a frame: its action, and the frame after.

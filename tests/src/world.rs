@@ -17,6 +17,7 @@ use lb_common::{
     address::Address,
     flow::{self, Key},
     limiter::{self, Class},
+    mark::{self, Mark},
     reason::{REASONS, Reason},
     reply::ReturnTables,
     steer::{Tables, Verdict},
@@ -43,10 +44,19 @@ pub mod action {
 pub struct Outcome {
     /// [`action`].
     pub action: u32,
-    /// The interface in the metadata that `sluice_xdp` leaves in front of the frame.
-    pub metadata: Option<u32>,
+    /// What `sluice_xdp` tells the uplink's tc ingress program.
+    pub mark: Option<Mark>,
     /// The frame.
     pub bytes: Vec<u8>,
+}
+
+impl Outcome {
+    /// An action, and the frame after.
+    pub fn new(action: u32, bytes: Vec<u8>) -> Self {
+        let source = bytes.get(6..12).and_then(|source| source.try_into().ok());
+        let mark = source.and_then(mark::read).filter(|_| action == action::PASS);
+        Self { action, mark, bytes }
+    }
 }
 
 /// What packets change.
@@ -195,17 +205,17 @@ impl World {
         let bytes = frame.length() as u64;
         let verdict = steer(&mut frame, self);
         let has_port = |next_hop: u32| self.content.ports.get(next_hop as usize).copied().unwrap_or(false);
-        let (action, reason, metadata) = match verdict {
-            Verdict::Pass(reason) => (action::PASS, reason, None),
-            Verdict::Drop(reason) => (action::DROP, reason, None),
-            Verdict::Transmit(reason) => (action::TX, reason, None),
-            Verdict::Redirect { next_hop } if has_port(next_hop) => (action::REDIRECT, Reason::Redirected, None),
-            Verdict::Redirect { .. } => (action::DROP, Reason::NoPort, None),
-            Verdict::Peer { ifindex } => (action::PASS, Reason::Peered, Some(ifindex)),
-            Verdict::Stack => (action::PASS, Reason::Stacked, Some(0)),
+        let (action, reason) = match verdict {
+            Verdict::Pass(reason) => (action::PASS, reason),
+            Verdict::Drop(reason) => (action::DROP, reason),
+            Verdict::Transmit(reason) => (action::TX, reason),
+            Verdict::Redirect { next_hop } if has_port(next_hop) => (action::REDIRECT, Reason::Redirected),
+            Verdict::Redirect { .. } => (action::DROP, Reason::NoPort),
+            Verdict::Peer => (action::PASS, Reason::Peered),
+            Verdict::Stack => (action::PASS, Reason::Stacked),
         };
         self.count_reason(reason, bytes);
-        (Outcome { action, metadata, bytes: frame.to_vec() }, reason)
+        (Outcome::new(action, frame.to_vec()), reason)
     }
 
     /// Steers a frame by the function under test.

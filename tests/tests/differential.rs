@@ -46,7 +46,7 @@ fn check(seed: u64, packets: usize, content: &Content) -> [u64; REASONS] {
 }
 
 fn show(outcome: &Outcome) -> String {
-    format!("action {} metadata {:?} {}", outcome.action, outcome.metadata, hex(&outcome.bytes))
+    format!("action {} mark {:?} {}", outcome.action, outcome.mark, hex(&outcome.bytes))
 }
 
 /// What must hold of the outcome, whoever agrees on it.

@@ -3,7 +3,11 @@
 
 use std::net::IpAddr;
 
-use lb_common::reason::Reason;
+use lb_common::{
+    mark::{self, Mark},
+    packet::host::HostFrame,
+    reason::Reason,
+};
 use lb_tests::{
     kernel::{Kernel, object},
     packets::{Checksum, Extension, Packet, QINQ, VLAN, flag, hex},
@@ -22,11 +26,11 @@ struct Case {
     reason: Reason,
     /// `None`: the packet as it came.
     out: Option<Packet>,
-    metadata: Option<u32>,
+    mark: Option<Mark>,
 }
 
 const fn case(what: &'static str, packet: Packet, action: u32, reason: Reason) -> Case {
-    Case { what, packet, action, reason, out: None, metadata: None }
+    Case { what, packet, action, reason, out: None, mark: None }
 }
 
 impl Case {
@@ -35,8 +39,8 @@ impl Case {
         self
     }
 
-    fn for_tc(mut self, ifindex: u32) -> Self {
-        self.metadata = Some(ifindex);
+    fn for_tc(mut self, mark: Mark) -> Self {
+        self.mark = Some(mark);
         self
     }
 }
@@ -82,16 +86,26 @@ impl Ends {
 fn check(content: &Content, cases: Vec<Case>) {
     let Some(object) = object() else { return };
     let mut kernel = Kernel::load(&object, content);
-    for Case { what, packet, action, reason, out, metadata } in cases {
+    for Case { what, packet, action, reason, out, mark } in cases {
         kernel.reset();
         let frame = packet.frame();
         let outcome = kernel.steer(&frame);
         let wanted = out.map_or(frame, |out| out.frame());
+        let wanted = marked(wanted, mark);
         assert_eq!(kernel.reasons(), [(reason, 1)], "{what} ({})", packet.source);
         assert_eq!(outcome.action, action, "{what} ({})", packet.source);
-        assert_eq!(outcome.metadata, metadata, "{what} ({})", packet.source);
+        assert_eq!(outcome.mark, mark, "{what} ({})", packet.source);
         assert_eq!(hex(&outcome.bytes), hex(&wanted), "{what} ({})", packet.source);
     }
+}
+
+/// The frame with the mark as its source address.
+fn marked(frame: Vec<u8>, mark: Option<Mark>) -> Vec<u8> {
+    let frame = HostFrame::new(&frame);
+    if let Some(mark) = mark {
+        assert!(mark::put(&frame, mark));
+    }
+    frame.to_vec()
 }
 
 fn veth(next_hop: u32) -> ([u8; 6], [u8; 6]) {
@@ -124,7 +138,7 @@ fn delivered(ends: Ends) -> Vec<Case> {
         .becomes(to_veth(ends.to_pod(jumbo).tcp(40_000, 8008).checksum(Checksum::Wrong))),
         case("a datagram for the peer of a veth", ends.sent().udp(5_000, 94), PASS, Reason::Peered)
             .becomes(ends.to_pod(peer).udp(5_000, 80))
-            .for_tc(103),
+            .for_tc(Mark::Peer(103)),
         case(
             "a datagram without checksum",
             ends.sent().udp(5_000, 94).tagged(VLAN, 1).checksum(Checksum::Zero),
@@ -132,10 +146,10 @@ fn delivered(ends: Ends) -> Vec<Case> {
             Reason::Peered,
         )
         .becomes(ends.to_pod(peer).udp(5_000, 80).checksum(Checksum::Zero))
-        .for_tc(103),
+        .for_tc(Mark::Peer(103)),
         case("a segment for the stack keeps its tag", ends.sent().tagged(VLAN, 5).tcp(1, 93), PASS, Reason::Stacked)
             .becomes(ends.to_pod(backend::STACK).tagged(VLAN, 5).tcp(1, 8004))
-            .for_tc(0),
+            .for_tc(Mark::Stack),
     ]
 }
 
@@ -228,7 +242,7 @@ fn options_and_extension_headers_are_looked_through_up_to_their_bound() {
     let peered = |what, packet: Packet| {
         let mut out = packet.clone().hops(63).udp(1, 80);
         out.destination = pod(packet.source.is_ipv4(), backend::PEER).into();
-        case(what, packet, PASS, Reason::Peered).becomes(out).for_tc(103)
+        case(what, packet, PASS, Reason::Peered).becomes(out).for_tc(Mark::Peer(103))
     };
     check(
         &Content::full(),

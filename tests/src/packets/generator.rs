@@ -77,8 +77,6 @@ impl Generator {
             let kind = self.random.pick(&[0x0800u16, 0x86dd, VLAN, QINQ, 0x0806, 0x88cc]);
             frame[12..14].copy_from_slice(&kind.to_be_bytes());
         }
-        // What would be taken for metadata by the test itself.
-        frame[0] &= 0x0f;
         frame
     }
 
