@@ -190,18 +190,17 @@ fn parse_v6<F: Frame>(frame: &F, l3: usize) -> Option<Headers> {
         next @ (protocol::TCP | protocol::UDP | protocol::ICMPV6) => (next, 0, None),
         next => skip_extensions(frame, l3 + IPV6, next),
     };
+    let source = Address::from_words([ip.get::<{ v6::SOURCE }, _>(), ip.get::<{ v6::SOURCE + 8 }, _>()]);
+    let destination = Address::from_words([ip.get::<{ v6::DESTINATION }, _>(), ip.get::<{ v6::DESTINATION + 8 }, _>()]);
+    // The tables hold IPv4 addresses in their mapped form, which no packet carries (RFC 4038, 4.2): one that does
+    // must not pass for IPv4.
+    let mapped = source.is_v4() | destination.is_v4();
     if ip.get::<0, u8>() >> 4 != 6
+        || mapped
         || payload < extensions + transport_minimum(protocol, defect.is_some())
         || !frame.holds(l3 + length)
     {
         defect = Some(Reason::Malformed);
-    }
-    let source = Address::from_words([ip.get::<{ v6::SOURCE }, _>(), ip.get::<{ v6::SOURCE + 8 }, _>()]);
-    let destination = Address::from_words([ip.get::<{ v6::DESTINATION }, _>(), ip.get::<{ v6::DESTINATION + 8 }, _>()]);
-    if source.is_v4() || destination.is_v4() {
-        // The tables hold IPv4 addresses in this form, which no packet carries (RFC 4038, 4.2): one that does must
-        // not pass for IPv4.
-        defect = Some(Reason::NotForUs);
     }
     Some(Headers {
         l3,

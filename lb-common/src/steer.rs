@@ -101,7 +101,7 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     if let Some(defect) = headers.defect {
         return if !is_vip(tables, headers.destination) {
             Verdict::Pass(Reason::NotForUs)
-        } else if matches!(defect, Reason::Fragment | Reason::OtherProtocol | Reason::NotForUs) {
+        } else if matches!(defect, Reason::Fragment | Reason::OtherProtocol) {
             Verdict::Pass(defect)
         } else {
             Verdict::Drop(defect)

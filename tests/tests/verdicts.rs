@@ -269,16 +269,16 @@ fn options_and_extension_headers_are_looked_through_up_to_their_bound() {
 }
 
 #[test]
-fn an_ipv6_packet_to_an_ipv4_mapped_vip_is_not_for_us() {
+fn an_ipv6_packet_with_an_ipv4_mapped_address_is_no_packet_of_a_vip() {
     let mapped = Packet::from(CLIENTS[1]).to(&*format!("::ffff:{}", VIPS[0][0]));
     let from_mapped = Packet::from("::ffff:203.0.113.9").to(VIPS[1][0]);
     check(
         &Content::full(),
         vec![
-            case("an echo request", mapped.clone().echo_request(), PASS, Reason::NotForUs),
-            case("a closed port", mapped.clone().tcp(1, 4_444).syn(), PASS, Reason::NotForUs),
-            case("a service", mapped.udp(1, 94), PASS, Reason::NotForUs),
-            case("from a mapped address", from_mapped.udp(1, 94), PASS, Reason::NotForUs),
+            case("an echo request", mapped.clone().echo_request(), DROP, Reason::Malformed),
+            case("a closed port", mapped.clone().tcp(1, 4_444).syn(), DROP, Reason::Malformed),
+            case("a service", mapped.udp(1, 94), DROP, Reason::Malformed),
+            case("from a mapped address", from_mapped.udp(1, 94), DROP, Reason::Malformed),
         ],
     );
 }
