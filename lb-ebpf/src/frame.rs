@@ -100,11 +100,15 @@ impl SkbFrame {
         frame
     }
 
-    /// As in [`XdpFrame`].
+    /// As in [`XdpFrame`]; the start as well, or the compiler copies it as the 32 bits that the context declares, and
+    /// the verifier sees a number instead of a pointer.
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         // SAFETY: as above.
-        unsafe { ((*self.skb).data as usize, addr_of!((*self.skb).data_end).read_volatile() as usize) }
+        unsafe {
+            let data = addr_of!((*self.skb).data).read_volatile() as usize;
+            (data, addr_of!((*self.skb).data_end).read_volatile() as usize)
+        }
     }
 
     #[inline(always)]

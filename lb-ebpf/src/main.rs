@@ -9,7 +9,7 @@ mod maps;
 mod uplink;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::{bpf_redirect_peer, bpf_skb_load_bytes_relative},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -68,6 +68,13 @@ pub fn sluice_uplink_in(context: TcContext) -> i32 {
 #[classifier]
 pub fn sluice_uplink_out(context: TcContext) -> i32 {
     rewrite_reply(context.skb.skb, Place::Uplink)
+}
+
+/// Attached nowhere: brings a frame of the self-test in by `BPF_PROG_TEST_RUN` where XDP is generic, so that it meets
+/// `sluice_xdp` as frames from outside do. (Live frames through `sluice_xdp` itself would meet it twice there.)
+#[xdp]
+pub fn sluice_inject(_context: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 /// Attached nowhere: tells the agent the time as these programs see it, by `BPF_PROG_TEST_RUN`.

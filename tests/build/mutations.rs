@@ -49,8 +49,9 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
         "checksum::update(check, change)",
     ),
     ("tags go into the pod", "steer", "if headers.tag_bytes() != 0 && !frame", "if false && !frame"),
-    ("a peer gets its own MAC as source", "steer", "mac_at::<6, _>(ethernet)", "mac_at::<0, _>(ethernet)"),
-    ("a peer is named by its next hop", "steer", "{ ifindex: next_hop.ifindex }", "{ ifindex: backend.next_hop }"),
+    ("a foreign mark is believed", "steer", "if mark::is_marked(frame) {", "if false && mark::is_marked(frame) {"),
+    ("a peer is named by its next hop", "steer", "Mark::Peer(next_hop.ifindex)", "Mark::Peer(backend.next_hop)"),
+    ("what the stack delivers is not marked", "steer", "match mark::put(frame, Mark::Stack) {", "match true {"),
     ("a routed packet of a VIP is dropped", "steer", "Reason::Fragment | Reason::OtherProtocol", "Reason::Fragment"),
     ("malformed packets to others are dropped", "steer", "if !is_vip(tables, headers.destination) {", "if false {"),
     (

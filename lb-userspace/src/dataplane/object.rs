@@ -15,6 +15,8 @@ static EMBEDDED: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"))
 #[cfg(not(sluice_ebpf_object))]
 static EMBEDDED: &[u8] = &[];
 
+/// Names of the XDP programs.
+pub const XDP_PROGRAMS: [&str; 2] = ["sluice_xdp", "sluice_inject"];
 /// Names of the tc programs.
 pub const TC_PROGRAMS: [&str; 5] =
     ["sluice_return", "sluice_bypass", "sluice_uplink_in", "sluice_uplink_out", "sluice_clock"];
@@ -50,7 +52,9 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
             map.pin(&path).map_err(|source| DataPlaneError::Pin { path, source })?;
         }
     }
-    xdp(&mut object)?.load().map_err(|source| loading("sluice_xdp", source))?;
+    for name in XDP_PROGRAMS {
+        xdp_named(&mut object, name)?.load().map_err(|source| loading(name, source))?;
+    }
     for name in TC_PROGRAMS {
         tc(&mut object, name)?.load().map_err(|source| loading(name, source))?;
     }
@@ -68,9 +72,18 @@ fn loading(program: &'static str, source: ProgramError) -> DataPlaneError {
 
 /// The uplink's program.
 pub fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, DataPlaneError> {
-    match object.program_mut("sluice_xdp") {
+    xdp_named(object, "sluice_xdp")
+}
+
+/// The program that brings frames of the self-test in where XDP is generic.
+pub fn inject(object: &mut Ebpf) -> Result<&mut Xdp, DataPlaneError> {
+    xdp_named(object, "sluice_inject")
+}
+
+fn xdp_named<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DataPlaneError> {
+    match object.program_mut(name) {
         Some(Program::Xdp(program)) => Ok(program),
-        _ => Err(DataPlaneError::ForeignObject { what: "program sluice_xdp" }),
+        _ => Err(DataPlaneError::ForeignObject { what: name }),
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Question {
     pub client: IpAddr,
     /// The uplink that the frame comes in by.
     pub uplink: u32,
+    /// Whether XDP is generic there: the frame then meets the attached program.
+    pub generic: bool,
     /// Its MAC: the stack takes nothing that is addressed to another.
     pub uplink_mac: [u8; 6],
     /// A port of the pod that is no endpoint.
@@ -135,7 +137,8 @@ fn send_until_answered(
         let mut context = [0u8; size_of::<aya_xdp_md>()];
         context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
         context[12..16].copy_from_slice(&question.uplink.to_ne_bytes());
-        object::xdp(object)?
+        let program = if question.generic { object::inject(object)? } else { object::xdp(object)? };
+        program
             .test_run(TestRunOptions {
                 data_in: Some(&frame),
                 ctx_in: Some(&context),

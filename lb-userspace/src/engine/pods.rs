@@ -18,7 +18,7 @@ use crate::{
         routes::{Family, Routes},
     },
     plan::planner::{Place, Places},
-    status::BackendState,
+    status::{AttachMode, BackendState},
 };
 
 /// How long a rung that failed is left alone before it is tried again.
@@ -279,6 +279,7 @@ impl Engine {
             client,
             uplink: uplink.ifindex,
             uplink_mac: uplink.mac,
+            generic: uplink.mode == AttachMode::Generic,
             port: self.unused_port(address),
         };
         match probe::ask(&mut self.object, &mut self.tables, &self.sizes, &question) {

@@ -19,6 +19,8 @@ pub struct AttachedUplink {
     pub ifindex: u32,
     /// Interface MAC.
     pub mac: [u8; 6],
+    /// How XDP is attached.
+    pub mode: AttachMode,
     wanted: Uplink,
     /// Offloads that were switched off, because XDP cannot work with them.
     switched_off: Vec<Offload>,
@@ -61,8 +63,13 @@ impl Engine {
     }
 
     fn attach_uplink(&mut self, link: &Link, uplink: &Uplink) -> Result<AttachedUplink> {
-        let mut attached =
-            AttachedUplink { ifindex: link.index, mac: link.mac, wanted: uplink.clone(), switched_off: Vec::new() };
+        let mut attached = AttachedUplink {
+            ifindex: link.index,
+            mac: link.mac,
+            mode: AttachMode::Native,
+            wanted: uplink.clone(),
+            switched_off: Vec::new(),
+        };
         // A tag that the NIC strips is one that XDP cannot see.
         switch_off(&mut attached, Offload::RxVlan);
         let mode = match self.attached.attach_uplink(&mut self.object, link, uplink.mode) {
@@ -72,6 +79,7 @@ impl Engine {
                 return Err(error.into());
             }
         };
+        attached.mode = mode;
         if mode == AttachMode::Generic {
             // Generic XDP drops what has been merged when it redirects it.
             switch_off(&mut attached, Offload::Gro);

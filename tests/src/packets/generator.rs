@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use lb_common::mark;
+
 use super::{Checksum, Extension, Packet, QINQ, Transport, VLAN, flag, random::Random};
 use crate::world::content::{VIPS, pod, service_ports};
 
@@ -63,6 +65,9 @@ impl Generator {
             return self.nonsense();
         }
         let mut frame = self.packet().frame();
+        if self.random.one_in(50) {
+            frame[6..9].copy_from_slice(&mark::PREFIX);
+        }
         if self.random.one_in(8) {
             self.mangle(&mut frame);
         }
