@@ -93,15 +93,20 @@ impl Agent {
     /// Starts the agent with this text as its configuration, which must name the paths of [`Configuration::yaml_in`],
     /// and waits until it answers. The uplink is left as it is.
     pub fn start_with(lab: &Lab, yaml: &str) -> Result<Self> {
-        let (file, mut command) = prepare(lab, yaml)?;
-        let process = Process::start("sluice agent", &mut command)?;
+        Self::start_as(lab, yaml, |command| command)
+    }
+
+    /// As [`start_with`](Self::start_with); `change` may put a program before the agent that executes it.
+    pub fn start_as(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
+        let (file, command) = prepare(lab, yaml)?;
+        let process = Process::start("sluice agent", &mut change(command))?;
         let (pins, runtime) = paths(lab);
         let mut agent = Self { process, binary: binary()?, configuration: file, pins, runtime };
         agent.wait_ready()?;
         Ok(agent)
     }
 
-    /// Starts an agent that must refuse to run, and returns what it says. `change` may take privileges from it.
+    /// Starts an agent that must refuse to run, and returns what it says. `change` as in [`start_as`](Self::start_as).
     pub fn refusal(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<String> {
         let (_, command) = prepare(lab, yaml)?;
         let mut process = Process::start("sluice agent", &mut change(command))?;

@@ -167,21 +167,7 @@ impl Lab {
     /// Gives the router's end of the uplink an XDP program, without which what the node sends by `XDP_TX` vanishes.
     /// The object is the one that [`LAB_OBJECT`] names.
     pub fn attach_router_program(&mut self) -> Result<()> {
-        let path = std::env::var_os(LAB_OBJECT).with_context(|| {
-            format!("{LAB_OBJECT} is not set: run this through `cargo xtask`, which builds the lab's eBPF object")
-        })?;
-        let object =
-            fs::read(&path).with_context(|| format!("cannot read {LAB_OBJECT}={}", Path::new(&path).display()))?;
-        self.router_program = Some(self.router.run(|| -> Result<Ebpf> {
-            let mut ebpf = Ebpf::load(&object).context("cannot load the lab's eBPF object")?;
-            let program: &mut Xdp =
-                ebpf.program_mut("pass").context("the lab's eBPF object has no program `pass`")?.try_into()?;
-            program.load().context("cannot load the XDP program `pass`")?;
-            program
-                .attach(ROUTER_END, XdpMode::Driver)
-                .with_context(|| format!("cannot attach `pass` to the router's {ROUTER_END}"))?;
-            Ok(ebpf)
-        })?);
+        self.router_program = Some(attach_pass(&self.router, ROUTER_END)?);
         Ok(())
     }
 
@@ -247,6 +233,24 @@ impl Lab {
         }
         self.node.checksum_offload(UPLINK, self.options.checksum_offload)
     }
+}
+
+/// Gives an interface an XDP program that passes everything, for as long as the returned object lives.
+pub fn attach_pass(namespace: &Namespace, interface: &str) -> Result<Ebpf> {
+    let path = std::env::var_os(LAB_OBJECT).with_context(|| {
+        format!("{LAB_OBJECT} is not set: run this through `cargo xtask`, which builds the lab's eBPF object")
+    })?;
+    let object = fs::read(&path).with_context(|| format!("cannot read {LAB_OBJECT}={}", Path::new(&path).display()))?;
+    namespace.run(|| {
+        let mut ebpf = Ebpf::load(&object).context("cannot load the lab's eBPF object")?;
+        let program: &mut Xdp =
+            ebpf.program_mut("pass").context("the lab's eBPF object has no program `pass`")?.try_into()?;
+        program.load().context("cannot load the XDP program `pass`")?;
+        program
+            .attach(interface, XdpMode::Driver)
+            .with_context(|| format!("cannot attach `pass` to {interface} in {}", namespace.name()))?;
+        Ok(ebpf)
+    })
 }
 
 /// Waits for `probe` to give a value; an error of the probe ends the wait at once.

@@ -4,7 +4,7 @@
 //! connection breaks when the agent starts.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     process::Stdio,
     time::Duration,
 };
@@ -486,7 +486,7 @@ fn udp_replies_reach_a_client_on_the_node() -> Result<()> {
                 let socket = udp(&lab.pods[0].namespace, pod)?;
                 let client = udp(&lab.node, SocketAddr::new(NODE.of(family), 0))?;
                 let seen = send(&client, target, &socket)?;
-                ensure!(seen.ip() == IpAddr::from(NODE.of(family)), "the pod sees {seen}");
+                ensure!(seen.ip() == NODE.of(family), "the pod sees {seen}");
                 send(&socket, seen, &client)
             };
             let source = row().with_context(|| format!("rung {rung}")).with_context(|| agent.log_tail())?;
