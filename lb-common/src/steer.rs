@@ -49,6 +49,11 @@ impl Verdict {
 
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
 pub trait Tables {
+    /// False only where the address is certainly no VIP; asked first, to be cheap.
+    #[inline(always)]
+    fn may_be_vip(&self, _address: Address) -> bool {
+        true
+    }
     /// The service of this VIP, protocol and port; with port and protocol 0, the VIP itself.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// A slot of the Maglev array.
@@ -98,6 +103,9 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     let Some(headers) = headers::parse(frame) else {
         return Verdict::Pass(Reason::NotIp);
     };
+    if !tables.may_be_vip(headers.destination) {
+        return Verdict::Pass(Reason::NotForUs);
+    }
     if let Some(defect) = headers.defect {
         return if !is_vip(tables, headers.destination) {
             Verdict::Pass(Reason::NotForUs)

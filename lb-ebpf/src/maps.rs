@@ -47,6 +47,9 @@ static VIPS: HashMap<Address, u32, 1> = HashMap::new();
 /// Index in front of `services` and `vips`. Written by the agent through memory. 5.5 (`BPF_F_MMAPABLE`).
 #[btf_map(name = "service_index")]
 static SERVICE_INDEX: Array<ServiceBucket, 1, MMAPABLE> = Array::new();
+/// Addresses that are no VIP, by hash. Written by the agent through memory, read by `sluice_xdp`. 5.5.
+#[btf_map(name = "vip_filter")]
+static VIP_FILTER: Array<index::Filter, 1, MMAPABLE> = Array::new();
 /// Service id → VIP, port, protocol. Written by the agent, read by the return programs. 4.18.
 #[btf_map(name = "service_addresses")]
 static SERVICE_ADDRESSES: Array<ServiceKey, 1> = Array::new();
@@ -220,6 +223,12 @@ fn add_traffic(id: u32, map: &'static PerCpuArray<Traffic, 1>, bytes: u64, reply
 }
 
 impl Tables for Maps {
+    #[inline(always)]
+    fn may_be_vip(&self, address: Address) -> bool {
+        let (word, bit) = index::filter_position(address, self.settings.table_seed);
+        VIP_FILTER.get(0).is_none_or(|filter| filter.words[word].load() >> bit & 1 == 0)
+    }
+
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         match index::probe(self.service_bucket(key)?, key) {

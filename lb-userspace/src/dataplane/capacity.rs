@@ -65,6 +65,7 @@ impl Sizes {
             ("services", services, hash(services, key, size_of::<abi::Service>())),
             ("vips", services, hash(services, 16, 4)),
             ("service_index", service_buckets, array(service_buckets, size_of::<index::ServiceBucket>())),
+            ("vip_filter", 1, array(1, size_of::<index::Filter>())),
             ("service_addresses", services, array(services, key)),
             ("maglev", self.slot_blocks, array(self.slot_blocks, size_of::<abi::SlotBlock>())),
             ("members", self.members, array(self.members, size_of::<abi::Member>())),

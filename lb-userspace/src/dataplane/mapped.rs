@@ -68,6 +68,7 @@ impl<T> Mapped<T> {
 pub trait Shared {}
 impl Shared for lb_common::flow::Bucket {}
 impl Shared for lb_common::abi::BypassCount {}
+impl Shared for lb_common::index::Filter {}
 impl<const V: usize> Shared for lb_common::index::Bucket<V> {}
 
 impl<T: Shared> Mapped<T> {

@@ -1,7 +1,7 @@
 //! The maps, typed, and the writes that a plan consists of.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -46,11 +46,49 @@ impl<const V: usize> IndexWriter<V> {
     }
 }
 
+/// The filter in front of services and VIPs, and who needs each of its bits to be clear.
+struct FilterWriter {
+    memory: Mapped<index::Filter>,
+    users: HashMap<(usize, u32), HashSet<ServiceKey>>,
+    seed: u64,
+}
+
+impl FilterWriter {
+    /// No address is a VIP yet.
+    fn new(memory: Mapped<index::Filter>, seed: u64) -> Self {
+        for word in &memory.elements()[0].words {
+            word.store(u64::MAX);
+        }
+        Self { memory, users: HashMap::new(), seed }
+    }
+
+    /// Called before the key can be found in the tables.
+    fn add(&mut self, key: &ServiceKey) {
+        let (word, bit) = index::filter_position(key.address, self.seed);
+        self.users.entry((word, bit)).or_default().insert(*key);
+        let word = &self.memory.elements()[0].words[word];
+        word.store(word.load() & !(1 << bit));
+    }
+
+    /// Called after the key has gone from the tables.
+    fn remove(&mut self, key: &ServiceKey) {
+        let position @ (word, bit) = index::filter_position(key.address, self.seed);
+        let Some(users) = self.users.get_mut(&position) else { return };
+        users.remove(key);
+        if users.is_empty() {
+            self.users.remove(&position);
+            let word = &self.memory.elements()[0].words[word];
+            word.store(word.load() | 1 << bit);
+        }
+    }
+}
+
 /// All maps of the data plane.
 pub struct Tables {
     services: BpfHash<MapData, ServiceKey, abi::Service>,
     vips: BpfHash<MapData, Address, u32>,
     service_index: IndexWriter<3>,
+    vip_filter: FilterWriter,
     service_addresses: Array<MapData, ServiceKey>,
     slots: Mapped<abi::Slot>,
     members: Mapped<abi::Member>,
@@ -107,6 +145,7 @@ impl Tables {
             bypass_counts: mapped(object, "endpoint_bypasses", sizes.backends as usize)?,
             flows: mapped(object, "flows", 1 << sizes.flows_log2)?,
             service_index,
+            vip_filter: FilterWriter::new(mapped(object, "vip_filter", 1)?, seed),
             endpoint_index,
             services: take!(object, "services"),
             vips: take!(object, "vips"),
@@ -180,18 +219,22 @@ impl Tables {
                 ignore_missing(self.endpoints.remove(key))?;
             }
             MapOp::SetService { key, value } => {
+                self.vip_filter.add(key);
                 self.services.insert(key, value, 0)?;
                 self.service_index.change(key, Some(service_words(*value)));
             }
             MapOp::RemoveService { key } => {
                 self.service_index.change(key, None);
                 ignore_missing(self.services.remove(key))?;
+                self.vip_filter.remove(key);
             }
             MapOp::SetVip { address, services: 0 } => {
                 self.service_index.change(&ServiceKey::of_vip(*address), None);
                 ignore_missing(self.vips.remove(address))?;
+                self.vip_filter.remove(&ServiceKey::of_vip(*address));
             }
             MapOp::SetVip { address, services } => {
+                self.vip_filter.add(&ServiceKey::of_vip(*address));
                 self.vips.insert(address, services, 0)?;
                 let value = abi::Service { flags: service_flags::VIP, ..abi::Service::default() };
                 self.service_index.change(&ServiceKey::of_vip(*address), Some(service_words(value)));

@@ -1,0 +1,335 @@
+//! Nanoseconds a packet in the loaded programs, by `BPF_PROG_TEST_RUN`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
+use lb_common::abi::{ABI_VERSION, Settings, protocol};
+use lb_tests::lab::{ELEMENT, Family, Lab, NODE, UPLINK, vip, wait_until};
+use lb_userspace::{
+    dataplane::{capacity::Sizes, object, tables::Tables},
+    model::{Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot},
+    plan::{
+        maglev,
+        planner::{Place, Places, Planner},
+    },
+};
+
+use crate::{
+    frames::Packet,
+    lab_programs::{EMPTY, HASH, HASH_FILL, Kind, LRU, LRU_FILL, LabPrograms, Load, PRODUCT},
+    measure::{Cpu, Samples},
+    table::{Bound, Line, Table},
+    wire::interface,
+};
+
+/// Backends of the service that is measured; each with a next hop of its own, as pods have.
+const BACKENDS: u16 = 100;
+/// Services beside it, so that the maps are no emptier than on a real node.
+const OTHER_SERVICES: u16 = 256;
+/// Runs of one row in one round.
+const REPEAT: u32 = 200_000;
+/// First client of the spread: 2^14 addresses with 64 ports each are 1M flows.
+const CLIENT: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(203, 0, 0, 0)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0))];
+const FLOWS: [(u32, &str); 3] = [(1, "1"), (1 << 16, "64K"), (1 << 20, "1M")];
+
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+const TC_REDIRECT: u32 = 7;
+const TC_UNSPEC: u32 = u32::MAX;
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// One thing that is measured.
+struct Row {
+    name: String,
+    kind: Kind,
+    packet: Packet,
+    frame: Vec<u8>,
+    load: Load,
+    expected: u32,
+    bound: Bound,
+    samples: Samples,
+}
+
+impl Row {
+    fn new(name: impl Into<String>, kind: Kind, target: u32, packet: Packet, flows: u32) -> Self {
+        let frame = packet.frame();
+        let load = packet.load(target, flows);
+        let expected = if kind == Kind::Xdp { XDP_PASS } else { TC_UNSPEC };
+        Self { name: name.into(), kind, packet, frame, load, expected, bound: Bound::None, samples: Samples::default() }
+    }
+
+    const fn returns(mut self, expected: u32) -> Self {
+        self.expected = expected;
+        self
+    }
+
+    fn bound(mut self, bound: Bound) -> Self {
+        self.bound = bound;
+        self
+    }
+}
+
+/// Measures all rows, `rounds` times in turn.
+pub fn measure(lab: &Lab, rounds: u32, filter: Option<&str>) -> Result<Table> {
+    for family in Family::BOTH {
+        // Also fills the neighbour entries that the return program asks for.
+        wait_until("the pod to answer", Duration::from_secs(10), || {
+            Ok(lab.pods[0].answers(&lab.element, family).then_some(()))
+        })?;
+    }
+    let uplink = interface(&lab.node, UPLINK)?;
+    let pod = interface(&lab.node, &lab.pods[0].host_interface)?;
+    lab.node.run(|| {
+        let cpu = Cpu::bind()?;
+        let mut product = Product::load(uplink, pod.0)?;
+        let mut programs = LabPrograms::load()?;
+        programs.set_product(Kind::Xdp, object::xdp(&mut product.object)?.fd()?)?;
+        programs.set_product(Kind::Tc, object::tc(&mut product.object, "sluice_return")?.fd()?)?;
+        let mut rows = rows();
+        if let Some(filter) = filter {
+            rows.retain(|row| row.name.contains(filter) || row.load.target != PRODUCT);
+        }
+        // struct __sk_buff: `ifindex` is its eleventh word.
+        let mut context = [0u8; 44];
+        context[40..].copy_from_slice(&pod.0.to_ne_bytes());
+        for round in 0..=rounds {
+            for row in &mut rows {
+                let context = (row.kind == Kind::Tc).then_some(&context[..]);
+                let place = (row.kind, row.packet.is_v4());
+                let (returned, time) = cpu.time(|| programs.run(place, &row.load, &row.frame, context, REPEAT))?;
+                ensure!(returned == row.expected, "{}: returned {returned}, not {}", row.name, row.expected);
+                row.load.next += u64::from(REPEAT);
+                // The first round only warms up.
+                if round > 0 {
+                    row.samples.add(time.as_nanos() as f64 / f64::from(REPEAT));
+                }
+            }
+        }
+        product.check_reasons()?;
+        table(&rows)
+    })
+}
+
+fn table(rows: &[Row]) -> Result<Table> {
+    let floor_of = |row: &Row| {
+        let is_floor =
+            |r: &&Row| r.load.target == EMPTY && r.kind == row.kind && r.packet.is_v4() == row.packet.is_v4();
+        rows.iter().find(is_floor).map(|floor| &floor.samples).context("no floor")
+    };
+    let mut table = Table::default();
+    for row in rows {
+        if [HASH_FILL, LRU_FILL].contains(&row.load.target) {
+            continue;
+        }
+        let is_floor = row.load.target == EMPTY;
+        let floor = if is_floor { &Samples::default() } else { floor_of(row)? };
+        let (base, base_median) = if is_floor { (0.0, 0.0) } else { (floor.least(), floor.median()) };
+        table.add(Line {
+            name: row.name.clone(),
+            nanoseconds: row.samples.least() - base,
+            median: row.samples.median() - base_median,
+            bound: row.bound.clone(),
+        });
+    }
+    Ok(table)
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let flow = |family: usize, to: IpAddr, port: u16, protocol: u8| Packet {
+        source: SocketAddr::new(CLIENT[family], 1024),
+        destination: SocketAddr::new(to, port),
+        protocol,
+        flags: ACK,
+        payload: 64,
+    };
+    let tcp = |family: usize| flow(family, service_vip(family), TCP_PORT, protocol::TCP);
+    let udp = |port: u16| flow(0, service_vip(0), port, protocol::UDP);
+    let reply = |family: usize, port: u16| Packet {
+        source: SocketAddr::new(backend(family, 0), port),
+        destination: SocketAddr::new(ELEMENT.of(Family::BOTH[family]), 1024),
+        protocol: protocol::TCP,
+        flags: ACK,
+        payload: 64,
+    };
+    rows.push(Row::new("(empty XDP program, IPv4)", Kind::Xdp, EMPTY, tcp(0), 1));
+    rows.push(Row::new("(empty XDP program, IPv6)", Kind::Xdp, EMPTY, tcp(1), 1));
+    rows.push(Row::new("(empty tc program, IPv4)", Kind::Tc, EMPTY, reply(0, 80), 1));
+    rows.push(Row::new("(empty tc program, IPv6)", Kind::Tc, EMPTY, reply(1, 80), 1));
+    rows.push(Row::new("(fill)", Kind::Xdp, HASH_FILL, tcp(0), 1));
+    rows.push(Row::new(HASH_ROW, Kind::Xdp, HASH, tcp(0), 1));
+    rows.push(Row::new("(fill)", Kind::Xdp, LRU_FILL, udp(RECORDED_PORT), 1 << 16));
+    rows.push(Row::new(LRU_ROW, Kind::Xdp, LRU, udp(RECORDED_PORT), 1 << 16));
+    let mut steered = |name: String, packet: Packet, flows: u32, bounds: Bound| {
+        rows.push(Row::new(name, Kind::Xdp, PRODUCT, packet, flows).returns(XDP_REDIRECT).bound(bounds));
+    };
+    for (family, family_name) in [(0, "IPv4"), (1, "IPv6")] {
+        for (what, flags, payload) in [("SYN", SYN, 0), ("data", ACK, 900)] {
+            let one = format!("TCP {what}, {family_name}, 1 flow");
+            for (flows, count) in FLOWS {
+                let packet = Packet { flags, payload, ..tcp(family) };
+                let name = if flows == 1 { one.clone() } else { format!("TCP {what}, {family_name}, {count} flows") };
+                steered(name, packet, flows, stateless(flows, &one));
+            }
+        }
+    }
+    for (mode, port) in [("none", NONE_PORT), ("static", STATIC_PORT)] {
+        let one = format!("UDP {mode}, IPv4, 1 flow");
+        for (flows, count) in FLOWS {
+            let name = if flows == 1 { one.clone() } else { format!("UDP {mode}, IPv4, {count} flows") };
+            steered(name, udp(port), flows, stateless(flows, &one));
+        }
+    }
+    steered("UDP recorded, IPv4, 1 flow".into(), udp(RECORDED_PORT), 1, Bound::None);
+    let recorded = Bound::Ratios(vec![(LRU_ROW.into(), "LRU_HASH", 1.2)]);
+    steered("UDP recorded, IPv4, 64K flows".into(), udp(RECORDED_PORT), 1 << 16, recorded);
+    let passed = |limit| Bound::Ratios(vec![(HASH_ROW.into(), "HASH", limit)]);
+    for (family, family_name) in [(0, "IPv4"), (1, "IPv6")] {
+        let packet = flow(family, OTHERS[family], TCP_PORT, protocol::TCP);
+        rows.push(Row::new(format!("not for us, {family_name}"), Kind::Xdp, PRODUCT, packet, 1).bound(passed(1.0)));
+    }
+    for (family, family_name) in [(0, "IPv4"), (1, "IPv6")] {
+        let name = format!("reply, static TCP, {family_name}");
+        let row = Row::new(name, Kind::Tc, PRODUCT, reply(family, TCP_PORT), 1).returns(TC_REDIRECT);
+        rows.push(row.bound(passed(1.6)));
+        let name = format!("reply, no endpoint's, {family_name}");
+        rows.push(Row::new(name, Kind::Tc, PRODUCT, reply(family, 81), 1).bound(passed(1.0)));
+    }
+    rows
+}
+
+const HASH_ROW: &str = "HASH lookup, 16-byte key, hot";
+const LRU_ROW: &str = "LRU_HASH lookup, 40-byte key, 64K keys";
+
+/// TCP, and UDP without records: near one lookup, and the same for any number of flows.
+fn stateless(flows: u32, one: &str) -> Bound {
+    let mut ratios = vec![(HASH_ROW.to_owned(), "HASH", 1.6)];
+    if flows == 1 << 20 {
+        ratios.push((one.to_owned(), "1 flow", 1.3));
+    }
+    Bound::Ratios(ratios)
+}
+
+const TCP_PORT: u16 = 80;
+const NONE_PORT: u16 = 162;
+const STATIC_PORT: u16 = 163;
+const RECORDED_PORT: u16 = 164;
+/// Nobody's VIP.
+const OTHERS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 97, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x97, 0, 0, 0, 0, 0, 1))];
+
+const fn service_vip(family: usize) -> IpAddr {
+    vip(1).of(Family::BOTH[family])
+}
+
+const fn backend(family: usize, number: u16) -> IpAddr {
+    match family {
+        0 => IpAddr::V4(Ipv4Addr::new(10, 250, (number >> 8) as u8, number as u8)),
+        _ => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x250, 0, 0, 0, 0, 0, number)),
+    }
+}
+
+/// The product's object with its maps filled by the product's own code.
+struct Product {
+    object: Ebpf,
+    tables: Tables,
+}
+
+impl Product {
+    fn load(uplink: (u32, [u8; 6]), pod: u32) -> Result<Self> {
+        let capacities = Capacities::default();
+        let sizes = Sizes::new(&capacities);
+        let mut object = object::load(&sizes, None)?;
+        let hertz = object::Clock::measure(&mut object)?.hertz;
+        let settings = Settings {
+            abi_version: ABI_VERSION,
+            uplink: uplink.0,
+            maglev_seed: maglev::CLUSTER_SEED,
+            table_seed: 0x5eed,
+            node_v4: NODE.of(Family::V4).into(),
+            node_v6: NODE.of(Family::V6).into(),
+            route_lifetime: hertz,
+            route_epoch: 1,
+            ..Settings::default()
+        };
+        let mut tables = Tables::new(&mut object, &sizes, settings)?;
+        tables.set_uplink(uplink.0, uplink.1)?;
+        let (snapshot, places) = (snapshot(capacities), places(pod));
+        for op in Planner::new(capacities).plan(&snapshot, &places, Duration::ZERO)? {
+            tables.apply(&op)?;
+        }
+        Ok(Self { object, tables })
+    }
+
+    /// Every packet must have been counted under a reason that its row is about.
+    fn check_reasons(&self) -> Result<()> {
+        use lb_common::reason::Reason;
+        for (reason, counter) in self.tables.reasons()? {
+            let wanted = matches!(reason, Reason::Redirected | Reason::NotForUs | Reason::Replied | Reason::NotAReply);
+            ensure!(wanted || counter.packets == 0, "{} packets counted under {reason:?}", counter.packets);
+        }
+        Ok(())
+    }
+}
+
+fn places(ifindex: u32) -> Places {
+    let place = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        Place {
+            ifindex,
+            mtu: 1500,
+            destination_mac: [2, 1, 0, 0, high, low],
+            source_mac: [2, 2, 0, 0, high, low],
+            netns_id: None,
+            rung: Rung::Redirect,
+        }
+    };
+    let both = |number: u16| [0, 1].map(|family| ((backend(family, number), RungChoice::Auto), place(number)));
+    (0..BACKENDS + OTHER_SERVICES).flat_map(both).collect()
+}
+
+fn snapshot(capacities: Capacities) -> Snapshot {
+    let service = |vip: IpAddr, protocol: Protocol, port: u16, replies: ReplyMode, numbers: std::ops::Range<u16>| {
+        let family = usize::from(vip.is_ipv6());
+        let backend_of = |number| Backend { address: backend(family, number), port, weight: 1, drain: false };
+        Service {
+            name: format!("{vip}-{port}"),
+            vip,
+            protocol,
+            port,
+            replies,
+            rung: RungChoice::Auto,
+            backends: numbers.map(backend_of).collect(),
+        }
+    };
+    let mut services = Vec::new();
+    for family in [0, 1] {
+        services.push(service(service_vip(family), Protocol::Tcp, TCP_PORT, ReplyMode::Static, 0..BACKENDS));
+    }
+    for (port, mode) in
+        [(NONE_PORT, ReplyMode::None), (STATIC_PORT, ReplyMode::Static), (RECORDED_PORT, ReplyMode::Recorded)]
+    {
+        services.push(service(service_vip(0), Protocol::Udp, port, mode, 0..BACKENDS));
+    }
+    for number in 0..OTHER_SERVICES {
+        let vip = IpAddr::V4(Ipv4Addr::new(10, 98, (number >> 8) as u8, number as u8));
+        let numbers = BACKENDS + number..BACKENDS + number + 1;
+        services.push(service(vip, Protocol::Tcp, 1000, ReplyMode::Static, numbers));
+    }
+    Snapshot {
+        node_addresses: vec![NODE.of(Family::V4), NODE.of(Family::V6)],
+        uplinks: Vec::new(),
+        pin_directory: std::path::PathBuf::new(),
+        run_directory: std::path::PathBuf::new(),
+        capacities,
+        limits: Limits::default(),
+        services,
+    }
+}

@@ -1,0 +1,60 @@
+//! The figures as people read them, and whether they reach their targets.
+
+/// What a figure must not exceed.
+#[derive(Clone, Debug)]
+pub enum Bound {
+    /// Shown only.
+    None,
+    /// Each a line's name, what it is called beside the ratio, and the multiple of it.
+    Ratios(Vec<(String, &'static str, f64)>),
+}
+
+/// One line.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// What was measured.
+    pub name: String,
+    /// The least of all rounds, net of the floor.
+    pub nanoseconds: f64,
+    /// The median of all rounds, net of the floor's.
+    pub median: f64,
+    /// Its target.
+    pub bound: Bound,
+}
+
+/// All lines.
+#[derive(Clone, Debug, Default)]
+pub struct Table(Vec<Line>);
+
+impl Table {
+    /// Adds a line.
+    pub fn add(&mut self, line: Line) {
+        self.0.push(line);
+    }
+
+    /// Prints all lines; returns how many targets are missed.
+    pub fn print(&self) -> usize {
+        println!("{:<42} {:>9} {:>9}   target: ratio of limit", "ns per packet", "least", "median");
+        self.0.iter().map(|line| self.print_line(line)).sum()
+    }
+
+    fn print_line(&self, line: &Line) -> usize {
+        print!("{:<42} {:>9.1} {:>9.1}", line.name, line.nanoseconds, line.median);
+        let Bound::Ratios(ratios) = &line.bound else {
+            println!();
+            return 0;
+        };
+        let mut missed = 0;
+        for (of, short, limit) in ratios {
+            let base = self.0.iter().find(|line| line.name == *of).map_or(f64::NAN, |line| line.nanoseconds);
+            let ratio = line.nanoseconds / base;
+            // What cannot be computed is no success.
+            let reached = ratio <= *limit;
+            missed += usize::from(!reached);
+            let verdict = if reached { "ok" } else { "MISSED" };
+            print!("   {verdict}: {ratio:.2} of {limit} × {short}");
+        }
+        println!();
+        missed
+    }
+}
