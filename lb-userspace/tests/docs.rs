@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use lb_common::reason::Reason;
 use lb_userspace::{
-    dataplane::{capacity::Sizes, object::TC_PROGRAMS},
+    dataplane::{
+        capacity::Sizes,
+        object::{TC_PROGRAMS, XDP_PROGRAMS},
+    },
     model::Capacities,
 };
 
@@ -35,7 +38,7 @@ fn check<'a>(heading: &str, documented: &[String], code: impl Iterator<Item = &'
 
 #[test]
 fn every_program_has_a_row() {
-    check("Programs", &names("Programs", 1), TC_PROGRAMS.into_iter().chain(["sluice_xdp"]));
+    check("Programs", &names("Programs", 1), TC_PROGRAMS.into_iter().chain(XDP_PROGRAMS));
 }
 
 #[test]

@@ -38,6 +38,7 @@ const SLACK_PERCENT: u64 = 5;
 const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("services", SERVICE_KEY, &["id", "flags", "slots", "slots_log2", "members", "members_count"]),
     ("vips", &["bytes"], &[]),
+    ("vip_filter", &[], &["words"]),
     ("service_index", &[], &["sequence", "entries"]),
     ("service_addresses", &[], SERVICE_KEY),
     ("maglev", &[], &["slots"]),

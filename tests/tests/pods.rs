@@ -347,6 +347,7 @@ fn the_self_test_has_teeth() -> Result<()> {
                 },
                 client: ELEMENT.of(family),
                 uplink: uplink.index,
+                generic: false,
                 uplink_mac: uplink.mac,
                 port: 1,
             };

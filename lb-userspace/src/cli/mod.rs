@@ -45,8 +45,8 @@ pub enum Command {
     /// Run the agent on this node, in the foreground.
     ///
     /// Attaches the programs to the uplinks and to the pods' interfaces, fills the maps and keeps them true to the
-    /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. The data
-    /// plane goes on when the agent ends; the next agent takes it over.
+    /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. SIGTERM
+    /// takes everything down again; when the agent is killed, the data plane goes on until the next agent replaces it.
     ///
     /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
     #[command(after_help = "\
