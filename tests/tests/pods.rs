@@ -12,8 +12,11 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{ABI_VERSION, Settings};
 use lb_tests::{
     agent::{self, Agent, Configuration, Service, available},
-    lab::{ELEMENT, Family, Lab, Namespace, Options, PodLink, UPLINK, vip},
-    programs::conversation::{self, Conversation, Resets, Speaker},
+    lab::{ELEMENT, Family, Lab, Namespace, Options, PodLink, UPLINK, vip, wait_until},
+    programs::{
+        PATIENCE,
+        conversation::{self, Conversation, Resets, Speaker},
+    },
 };
 use lb_userspace::{
     dataplane::{
@@ -362,7 +365,10 @@ fn the_self_test_has_teeth() -> Result<()> {
             gro(true)?;
             ensure!(ask()?, "{family:?}: no answer with GRO on again");
             attached.detach(site.host_ifindex);
-            ensure!(!ask()?, "{family:?}: an answer after the return program was detached");
+            // The kernel lets go of a link after a grace period.
+            wait_until(&format!("no answer over {family:?} without the return program"), PATIENCE, || {
+                Ok((!ask()?).then_some(()))
+            })?;
         }
         Ok(())
     })

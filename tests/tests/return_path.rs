@@ -6,6 +6,7 @@
 use std::{
     net::{SocketAddr, TcpListener, UdpSocket},
     process::Stdio,
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -109,7 +110,8 @@ impl Case {
         listener: &TcpListener,
     ) -> Result<Self> {
         let open = || -> Result<Conversation> {
-            let mut conversation = Conversation::open(way.from(lab), way.target(lab, family), listener)?;
+            let target = way.target(lab, family);
+            let mut conversation = Conversation::open_from_port(way.from(lab), fresh_port(), target, listener)?;
             conversation.exchange(first)?;
             let seen = conversation.seen_by_pod()?;
             let right = match way {
@@ -131,6 +133,13 @@ impl Case {
     }
 }
 
+/// A client's port that no other connection has: the node's own connections, and those that it forwards under its
+/// address, look alike to the pod but for it.
+fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 fn open_all(ways: &[Way], opened: &'static str, lab: &Lab, listener: &TcpListener) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &way in ways {
@@ -149,7 +158,7 @@ fn health_checks(lab: &Lab, listener: &TcpListener) -> Result<()> {
         let target = Way::Node.target(lab, family);
         for number in 1..=HEALTH_CHECKS {
             let check = || -> Result<()> {
-                let mut conversation = Conversation::open(&lab.node, target, listener)?;
+                let mut conversation = Conversation::open_from_port(&lab.node, fresh_port(), target, listener)?;
                 conversation.exchange(Speaker::Client)?;
                 conversation.close()
             };
