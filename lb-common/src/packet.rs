@@ -40,7 +40,7 @@ pub trait View<const N: usize>: Copy {
     fn put<const O: usize, I: Int>(self, value: I);
 }
 
-/// A received frame that can be read, written, and grown or cut at both ends.
+/// A received frame that can be read, written, and, where it is XDP's, grown or cut at both ends.
 pub trait Frame {
     /// A window of `N` bytes.
     type View<'a, const N: usize>: View<N>
@@ -63,13 +63,25 @@ pub trait Frame {
     fn length(&self) -> usize;
 
     /// Puts `bytes` (of unknown content) in front of the frame. `false`, and nothing changed, where there is no room.
-    fn grow_head(&mut self, bytes: usize) -> bool;
+    #[inline(always)]
+    fn grow_head(&mut self, bytes: usize) -> bool {
+        let _ = bytes;
+        false
+    }
 
     /// Takes `bytes` off the front. `false`, and nothing changed, where they are not there.
-    fn shrink_head(&mut self, bytes: usize) -> bool;
+    #[inline(always)]
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        let _ = bytes;
+        false
+    }
 
     /// Cuts the frame to `length` bytes. `false`, and nothing changed, where it is shorter.
-    fn truncate(&mut self, length: usize) -> bool;
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> bool {
+        let _ = length;
+        false
+    }
 }
 
 /// A frame in the host's memory, with room in front as a driver leaves it.

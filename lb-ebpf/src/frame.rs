@@ -137,21 +137,6 @@ impl Frame for SkbFrame {
         // SAFETY: as above.
         unsafe { (*self.skb).len as usize }
     }
-
-    #[inline(always)]
-    fn grow_head(&mut self, _bytes: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn shrink_head(&mut self, _bytes: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn truncate(&mut self, _length: usize) -> bool {
-        false
-    }
 }
 
 /// A frame at the uplink's tc ingress, which may begin with its network header.
@@ -183,20 +168,5 @@ impl Frame for UplinkFrame {
     #[inline(always)]
     fn length(&self) -> usize {
         self.frame.length()
-    }
-
-    #[inline(always)]
-    fn grow_head(&mut self, _bytes: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn shrink_head(&mut self, _bytes: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn truncate(&mut self, _length: usize) -> bool {
-        false
     }
 }
