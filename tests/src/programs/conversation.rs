@@ -29,11 +29,18 @@ impl Speaker {
     pub const BOTH: [Self; 2] = [Self::Client, Self::Pod];
 }
 
-/// Listens in a namespace, over both families.
+/// Listens in a namespace, over both families. A listener that the test has closed may live on for a moment: in a
+/// process that another test is just starting, until that has become the program it is to run.
 pub fn listen(namespace: &Namespace, port: u16) -> Result<TcpListener> {
-    let listener = namespace
-        .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))
-        .with_context(|| format!("cannot listen on TCP port {port} in {}", namespace.name()))?;
+    let what = format!("TCP port {port} in {} to be free", namespace.name());
+    let listener =
+        wait_until(&what, PATIENCE, || match namespace.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))) {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot listen on TCP port {port} in {}", namespace.name()))
+            }
+        })?;
     // Never waits for ever: see `accept`.
     listener.set_nonblocking(true)?;
     Ok(listener)
