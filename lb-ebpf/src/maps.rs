@@ -7,7 +7,7 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_ANY, BPF_F_MMAPABLE},
+    bindings::{BPF_EXIST, BPF_F_MMAPABLE, BPF_NOEXIST},
     btf_maps::{Array, DevMap, HashMap, PerCpuArray},
     helpers::generated::bpf_jiffies64,
     macros::btf_map,
@@ -187,13 +187,13 @@ impl Maps {
         // Counted first: the count is never less than the entries, or a reply would skip the lookup.
         let Some(count) = ENDPOINT_BYPASSES.get(backend) else { return false };
         count.count.add(1);
-        let inserted = BYPASSES.insert(key, Bypass { service, since }, aya_ebpf::bindings::BPF_NOEXIST as u64);
-        match inserted {
+        match BYPASSES.insert(key, Bypass { service, since }, BPF_NOEXIST as u64) {
             Ok(()) => true,
             Err(error) => {
                 count.count.add(u64::MAX);
-                // Another CPU was faster: its entry says the same.
-                error == -EEXIST && BYPASSES.insert(key, Bypass { service, since }, BPF_ANY as u64).is_ok()
+                // Another CPU was faster, and has counted its entry: only that one may be written here, never a new
+                // one that nobody counts.
+                error == -EEXIST && BYPASSES.insert(key, Bypass { service, since }, BPF_EXIST as u64).is_ok()
             }
         }
     }
