@@ -14,7 +14,7 @@ use lb_tests::{
     world::{Outcome, Snapshot, World, content::Content, frame::TestFrame},
 };
 
-#[allow(warnings, reason = "defects are the point of these copies")]
+#[expect(warnings, reason = "defects are the point of these copies")]
 mod generated {
     use super::{TestFrame, Verdict, World};
     include!(concat!(env!("OUT_DIR"), "/mutants.rs"));

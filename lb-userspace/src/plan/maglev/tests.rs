@@ -1,7 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
-    time::Instant,
 };
 
 use proptest::{
@@ -227,22 +226,6 @@ fn every_number_of_equal_backends_stays_under_four_percent() {
             let percent = disruption_percent(&members, &table, size, removed);
             assert!(percent <= 4., "removing {removed} of {count} moves {percent:.2} %");
         }
-    }
-}
-
-/// Prints; `cargo test --release -p lb-userspace maglev_build_time -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, to be run in release"]
-fn maglev_build_time() {
-    for count in [10, 100, 1000] {
-        let members = pods(count, 0, |_| 1);
-        let size = size_of(&members);
-        let best = (0..20).map(|_| {
-            let start = Instant::now();
-            std::hint::black_box(owners(&members, size));
-            start.elapsed()
-        });
-        println!("{count} backends, {} slots: {:?}", size.slots(), best.min().unwrap_or_default());
     }
 }
 
