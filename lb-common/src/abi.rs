@@ -1,7 +1,8 @@
 //! What kernel and user space exchange through maps. Ports and identifiers are host-order integers and addresses
 //! are bytes in the order people write them, so that `bpftool map dump` can be read.
 //!
-//! All structs are `repr(C)` with explicit padding, which is zero: keys are compared as bytes.
+//! All structs are `repr(C)` with explicit padding, which is zero: keys are compared as bytes. Padding is made of
+//! integers: an array would be cleared by a call of `memset`, which costs a packet more than a lookup.
 
 use crate::{address::Address, word::Word};
 
@@ -33,7 +34,9 @@ pub struct ServiceKey {
     /// IANA number.
     pub protocol: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: u8,
+    /// Zero.
+    pub pad2: u32,
 }
 const _: () = assert!(size_of::<ServiceKey>() == 24);
 
@@ -41,7 +44,7 @@ impl ServiceKey {
     /// Key of this address, port and protocol.
     #[inline(always)]
     pub const fn new(address: Address, port: u16, protocol: u8) -> Self {
-        Self { address, port, protocol, pad: [0; 5] }
+        Self { address, port, protocol, pad: 0, pad2: 0 }
     }
 
     /// Key of the VIP itself.
@@ -218,7 +221,9 @@ pub struct BypassKey {
     /// IANA number.
     pub protocol: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Zero.
+    pub pad2: u16,
 }
 const _: () = assert!(size_of::<BypassKey>() == 40);
 

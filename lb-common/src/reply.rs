@@ -84,7 +84,8 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         client_port: destination_port,
         pod_port: source_port,
         protocol: headers.protocol,
-        pad: [0; 3],
+        pad: 0,
+        pad2: 0,
     };
     // A pod that opens a connection from its service's port does so on its own account.
     if headers.protocol == protocol::TCP && flags & (SYN | ACK) == SYN {
@@ -158,7 +159,8 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
         client_port: source_port,
         pod_port: destination_port,
         protocol: headers.protocol,
-        pad: [0; 3],
+        pad: 0,
+        pad2: 0,
     };
     // A connection has one way in. Who comes beside the VIP with the addresses and ports of a VIP's session is
     // answered by the pod as that session is.

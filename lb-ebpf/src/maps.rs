@@ -143,28 +143,31 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
 pub struct Maps {
     /// What the agent may change while the programs run.
     pub settings: &'static Settings,
+    /// Read once, so that what is computed from it is computed once.
+    table_seed: u64,
 }
 
 impl Maps {
     /// `None` cannot happen: arrays always have their elements.
     #[inline(always)]
     pub fn get() -> Option<Self> {
-        Some(Self { settings: SETTINGS.get(0)? })
+        let settings = SETTINGS.get(0)?;
+        Some(Self { settings, table_seed: settings.table_seed })
     }
 
     #[inline(always)]
     fn service_bucket(&self, key: &ServiceKey) -> Option<&'static ServiceBucket> {
-        SERVICE_INDEX.get(top_bits(index::hash(key, self.settings.table_seed), SERVICE_INDEX_LOG2.load()))
+        SERVICE_INDEX.get(top_bits(index::hash(key, self.table_seed), SERVICE_INDEX_LOG2.load()))
     }
 
     #[inline(always)]
     fn endpoint_bucket(&self, key: &ServiceKey) -> Option<&'static EndpointBucket> {
-        ENDPOINT_INDEX.get(top_bits(index::hash(key, self.settings.table_seed), ENDPOINT_INDEX_LOG2.load()))
+        ENDPOINT_INDEX.get(top_bits(index::hash(key, self.table_seed), ENDPOINT_INDEX_LOG2.load()))
     }
 
     #[inline(always)]
     fn flow_bucket(&self, key: &Key) -> Option<&'static flow::Bucket> {
-        FLOWS.get(top_bits(key.hash(self.settings.table_seed), FLOWS_LOG2.load()))
+        FLOWS.get(top_bits(key.hash(self.table_seed), FLOWS_LOG2.load()))
     }
 
     #[inline(always)]
@@ -225,7 +228,7 @@ fn add_traffic(id: u32, map: &'static PerCpuArray<Traffic, 1>, bytes: u64, reply
 impl Tables for Maps {
     #[inline(always)]
     fn may_be_vip(&self, address: Address) -> bool {
-        let (word, bit) = index::filter_position(address, self.settings.table_seed);
+        let (word, bit) = index::filter_position(address, self.table_seed);
         VIP_FILTER.get(0).is_none_or(|filter| filter.words[word].load() >> bit & 1 == 0)
     }
 
@@ -262,13 +265,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        BACKENDS.get(id).copied()
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        BACKENDS.get(id)
     }
 
     #[inline(always)]
-    fn next_hop(&self, id: u32) -> Option<NextHop> {
-        NEXT_HOPS.get(id).copied()
+    fn next_hop(&self, id: u32) -> Option<&NextHop> {
+        NEXT_HOPS.get(id)
     }
 
     #[inline(always)]

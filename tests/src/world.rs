@@ -278,12 +278,12 @@ impl Tables for World {
         self.content.members.get(index as usize).copied()
     }
 
-    fn backend(&self, id: u32) -> Option<Backend> {
-        self.content.backends.get(id as usize).copied()
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.content.backends.get(id as usize)
     }
 
-    fn next_hop(&self, id: u32) -> Option<NextHop> {
-        self.content.next_hops.get(id as usize).copied()
+    fn next_hop(&self, id: u32) -> Option<&NextHop> {
+        self.content.next_hops.get(id as usize)
     }
 
     fn maglev_seed(&self) -> u64 {

@@ -47,7 +47,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("next_hops", &[], &["ifindex", "mtu", "destination_mac", "source_mac", "pad"]),
     ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "backend", "service", "pad"]),
     ("endpoint_index", &[], &["sequence", "entries"]),
-    ("bypasses", &["client", "pod", "client_port", "pod_port", "protocol", "pad"], &["service", "since"]),
+    ("bypasses", &["client", "pod", "client_port", "pod_port", "protocol", "pad", "pad2"], &["service", "since"]),
     ("endpoint_bypasses", &[], &["count"]),
     ("flows", &[], &["entries"]),
     ("uplinks", &[], &["mac", "pad"]),
@@ -72,7 +72,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("service_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
     ("backend_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
 ];
-const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad"];
+const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad", "pad2"];
 /// The kernel takes no types for device maps (kernel/bpf/devmap.c, `map_check_no_btf`).
 const WITHOUT_TYPES: &str = "tx_ports";
 

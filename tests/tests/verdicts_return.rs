@@ -67,7 +67,7 @@ impl Ends {
 
     fn connection(self) -> BypassKey {
         let (client, pod) = (self.client.into(), self.pod(backend::REDIRECT));
-        BypassKey { client, pod, client_port: PORT, pod_port: 8000, protocol: protocol::TCP, pad: [0; 3] }
+        BypassKey { client, pod, client_port: PORT, pod_port: 8000, protocol: protocol::TCP, pad: 0, pad2: 0 }
     }
 
     fn record(self, world: &World, service: u32) {

@@ -176,7 +176,8 @@ fn key_of(connection: &Connection) -> BypassKey {
         client_port: connection.remote.port(),
         pod_port: connection.local.port(),
         protocol: protocol::TCP,
-        pad: [0; 3],
+        pad: 0,
+        pad2: 0,
     }
 }
 
