@@ -4,7 +4,7 @@
 //! All structs are `repr(C)` with explicit padding, which is zero: keys are compared as bytes. Padding is made of
 //! integers: an array would be cleared by a call of `memset`, which costs a packet more than a lookup.
 
-use crate::{address::Address, word::Word};
+use crate::{address::Address, index::Filter, word::Word};
 
 /// Version of this layout; a data plane of another version is not adopted.
 pub const ABI_VERSION: u32 = 1;
@@ -58,27 +58,29 @@ impl ServiceKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Service {
-    /// Index into `service_addresses` and `service_counters`.
-    pub id: u32,
-    /// [`service_flags`].
-    pub flags: u32,
     /// First slot in `maglev`.
     pub slots: u32,
+    /// First entry in `backends`.
+    pub backends: u32,
+    /// Entries in `backends`; 0 refuses.
+    pub backends_count: u16,
     /// Logarithm to base 2 of the number of slots.
-    pub slots_log2: u32,
-    /// First entry in `members`.
-    pub members: u32,
-    /// Entries in `members`; 0 refuses.
-    pub members_count: u32,
+    pub slots_log2: u8,
+    /// [`service_flags`].
+    pub flags: u8,
+    /// Zero.
+    pub pad: u32,
+    /// Zero.
+    pub pad2: u64,
 }
 const _: () = assert!(size_of::<Service>() == 24);
 
 /// Bits of [`Service::flags`].
 pub mod service_flags {
     /// UDP: clients are recorded in `flows`.
-    pub const RECORD: u32 = 1 << 0;
+    pub const RECORD: u8 = 1 << 0;
     /// Without a client behind it: the entry stands for a VIP as a whole.
-    pub const VIP: u32 = 1 << 1;
+    pub const VIP: u8 = 1 << 1;
 }
 
 /// Sixteen slots of a Maglev table, because array elements take eight bytes at least and slots are four.
@@ -96,53 +98,52 @@ const _: () = assert!(size_of::<SlotBlock>() == 4 * SLOTS_PER_BLOCK);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C, align(4))]
 pub struct Slot {
-    /// Current owner: position in the service's range of `members`.
+    /// Current owner: position in the service's range of `backends`.
     pub owner: u16,
     /// Reference to the slot's earlier owners; 0: none, the slot is stable.
     pub history: u16,
 }
 
-/// A backend as a member of one service.
+/// Value of `backends`: a pod's (address, port) as a backend of one service, with the way to it. One cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct Member {
-    /// Index into `backends`.
-    pub backend: u32,
-    /// [`member_flags`].
-    pub flags: u32,
-}
-const _: () = assert!(size_of::<Member>() == 8);
-
-/// Bits of [`Member::flags`].
-pub mod member_flags {
-    /// The service is not the default one of this endpoint: its connections are recorded in `bypasses`.
-    pub const RECORD: u32 = 1 << 0;
-}
-
-/// Value of `backends`: a pod's (address, port, protocol), once however many services share it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Backend {
     /// The pod's address.
     pub address: Address,
-    /// The pod's port, host order.
-    pub port: u16,
-    /// IANA number.
-    pub protocol: u8,
-    /// [`rung`]; 0 where the backend cannot be reached.
-    pub rung: u8,
-    /// Index into `next_hops` and `tx_ports`.
-    pub next_hop: u32,
+    /// Index into `backend_vips` and `backend_counters`; stays while the backend is one of the service.
+    pub id: u32,
+    /// Index into `endpoint_bypasses`: the pod's (address, port, protocol), whichever services have it.
+    pub endpoint: u32,
+    /// The host-side interface.
+    pub ifindex: u32,
+    /// Index of that interface in `tx_ports`.
+    pub tx_port: u32,
+    /// Bytes of the largest IP packet that the interface takes.
+    pub mtu: u32,
     /// The pod's network namespace as `IFLA_LINK_NETNSID` of its host-side veth names it, or `u32::MAX`.
     pub netns_id: u32,
-    /// Grows each time the backend's place changes.
+    /// Grows each time the way to the pod changes.
     pub generation: u32,
+    /// The pod's port, host order.
+    pub port: u16,
+    /// [`rung`]; 0 where the backend cannot be reached.
+    pub rung: u8,
+    /// [`backend_flags`].
+    pub flags: u8,
+    /// The pod's MAC.
+    pub destination_mac: [u8; 6],
+    /// The host-side interface's MAC.
+    pub source_mac: [u8; 6],
     /// Zero.
     pub pad: u32,
-    /// Zero.
-    pub pad2: u32,
 }
-const _: () = assert!(size_of::<Backend>() == 40);
+const _: () = assert!(size_of::<Backend>() == 64);
+
+/// Bits of [`Backend::flags`].
+pub mod backend_flags {
+    /// The service is not the default one of this endpoint: its connections are recorded in `bypasses`.
+    pub const RECORD: u8 = 1 << 0;
+}
 
 /// Values of [`Backend::rung`].
 pub mod rung {
@@ -156,23 +157,6 @@ pub mod rung {
     pub const STACK: u8 = 3;
 }
 
-/// Value of `next_hops`: where a frame for a pod goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct NextHop {
-    /// The host-side interface.
-    pub ifindex: u32,
-    /// Bytes of the largest IP packet it takes.
-    pub mtu: u32,
-    /// The pod's MAC.
-    pub destination_mac: [u8; 6],
-    /// The host-side interface's MAC.
-    pub source_mac: [u8; 6],
-    /// Zero.
-    pub pad: u32,
-}
-const _: () = assert!(size_of::<NextHop>() == 24);
-
 /// Value of `endpoints`: what the return path knows of a pod's (address, port, protocol).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
@@ -183,10 +167,10 @@ pub struct Endpoint {
     pub vip_port: u16,
     /// [`endpoint_flags`].
     pub flags: u16,
-    /// Index into `backends`, `backend_counters` and `endpoint_bypasses`.
+    /// Index into `endpoint_bypasses`.
+    pub id: u32,
+    /// Id of the endpoint as a backend of the default service.
     pub backend: u32,
-    /// The default service.
-    pub service: u32,
     /// Zero.
     pub pad: u32,
 }
@@ -231,15 +215,16 @@ const _: () = assert!(size_of::<BypassKey>() == 40);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Bypass {
-    /// [`NO_SERVICE`]: the connection reached the pod without a VIP. Otherwise the service it came through.
-    pub service: u32,
+    /// [`NO_BACKEND`]: the connection reached the pod without a VIP. Otherwise the id of the backend it came to, which
+    /// says through which service.
+    pub backend: u32,
     /// When it was last written, in ticks of [`coarse_ticks`].
     pub since: u32,
 }
 const _: () = assert!(size_of::<Bypass>() == 8);
 
-/// In [`Bypass::service`]: no service, the connection is left alone.
-pub const NO_SERVICE: u32 = u32::MAX;
+/// In [`Bypass::backend`]: none of any service, the connection is left alone.
+pub const NO_BACKEND: u32 = u32::MAX;
 
 /// Packets and bytes that one CPU has seen: value of `reasons`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -251,7 +236,7 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Forwarded packets and bytes that one CPU has seen: value of `service_counters` and `backend_counters`.
+/// Forwarded packets and bytes that one CPU has seen: value of `backend_counters`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Traffic {
@@ -265,7 +250,29 @@ pub struct Traffic {
     pub reply_bytes: u64,
 }
 
-/// Value of `settings`, one element: what the agent may change while the programs run.
+impl core::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            reply_packets: self.reply_packets + other.reply_packets,
+            reply_bytes: self.reply_bytes + other.reply_bytes,
+        }
+    }
+}
+
+/// Value of `node`, one element: what is asked for every packet, behind one lookup.
+#[repr(C)]
+pub struct Node {
+    /// What the agent may change while the programs run.
+    pub settings: Settings,
+    /// Addresses that are no VIP, by hash.
+    pub vip_filter: Filter,
+}
+
+/// What the agent may change while the programs run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Settings {

@@ -3,6 +3,8 @@
 //! Sums are taken over words in memory order: the ones'-complement sum does not depend on byte order, so a field is
 //! read and written as it lies in the packet.
 
+use crate::address::Address;
+
 /// The halves of a 64-bit word: a ones'-complement partial sum with room for many terms.
 #[inline(always)]
 pub const fn halves(word: u64) -> u64 {
@@ -25,6 +27,14 @@ pub const fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
+/// As [`fold`], for a sum of less than 2^32 that is a few 16-bit terms: what is left after the first step is below 2^17.
+#[inline(always)]
+const fn fold_short(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
 /// The checksum field for a partial sum over everything that it covers.
 #[inline(always)]
 pub const fn finish(sum: u64) -> u16 {
@@ -37,16 +47,25 @@ pub const fn change16(old: u16, new: u16) -> u64 {
     !old as u64 + new as u64
 }
 
-/// As [`change16`], for the words of an address.
+/// As [`change16`], for an address of a family; folded once, because two checksums cover it. Below 2^18.
 #[inline(always)]
-pub const fn change_address(old: [u64; 2], new: [u64; 2]) -> u64 {
-    halves(!old[0]) + halves(!old[1]) + address_sum(new)
+pub const fn change_address(old: Address, new: Address, is_v4: bool) -> u64 {
+    let mut sum = if is_v4 {
+        !old.v4_word() as u64 + new.v4_word() as u64
+    } else {
+        let old = old.words();
+        let sum = halves(!old[0]) + halves(!old[1]) + address_sum(new.words());
+        (sum & 0xffff_ffff) + (sum >> 32)
+    };
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum
 }
 
-/// RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`, where `change` is the sum of all `~m + m'`.
+/// RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`, where `change` is the sum of all `~m + m'`, of which each is a
+/// [`change16`] or a [`change_address`].
 #[inline(always)]
 pub const fn update(check: u16, change: u64) -> u16 {
-    !fold(!check as u64 + change)
+    !fold_short(!check as u64 + change)
 }
 
 /// A UDP checksum that computes to zero is sent as all ones (RFC 768); zero says "none".

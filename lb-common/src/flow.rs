@@ -1,7 +1,7 @@
 //! The flow cache: a 4-way set-associative table in plain shared memory, correct under concurrent writers on all
 //! CPUs and a sweeper in user space.
 //!
-//! An entry is four words. `control` carries the identity (kind, backend, client port) in its low 48 bits and a
+//! An entry is four words. `control` carries the identity (kind, endpoint, client port) in its low 48 bits and a
 //! sequence above; identity 0 with an even sequence is free, with an odd one being written. A writer claims an entry
 //! by compare-and-swap to identity 0 and an odd sequence, stores address and value, and publishes `control` with the
 //! next even sequence. A reader wants `control` to carry the identity, reads address and value, and wants `control`
@@ -16,8 +16,8 @@ const IDENTITY: u64 = (1 << 48) - 1;
 const SEQUENCE: u64 = 1 << 48;
 /// In [`Key::identity`]: recorded UDP. Identity 0 is never a key.
 const KIND_UDP: u64 = 1 << 47;
-/// Backends are numbered below this in an identity.
-const BACKENDS: u64 = 1 << 28;
+/// Endpoints are numbered below this in an identity.
+const ENDPOINTS: u64 = 1 << 28;
 
 /// One record; 32 bytes, so that two share a cache line and none crosses it.
 #[repr(C, align(32))]
@@ -26,7 +26,7 @@ pub struct Entry {
     pub control: Word,
     /// The client's address.
     pub client: [Word; 2],
-    /// Service in bits 0–31, coarse time of last use in 32–63.
+    /// Id of the backend in bits 0–31, coarse time of last use in 32–63.
     pub value: Word,
 }
 const _: () = assert!(size_of::<Entry>() == 32);
@@ -46,20 +46,17 @@ pub struct Key {
 }
 
 impl Key {
-    /// A UDP client of a backend.
+    /// A UDP client of an endpoint.
     #[inline(always)]
-    pub const fn udp(backend: u32, client: Address, client_port: u16) -> Self {
-        let identity = KIND_UDP | (backend as u64 & (BACKENDS - 1)) << 16 | client_port as u64;
+    pub const fn udp(endpoint: u32, client: Address, client_port: u16) -> Self {
+        let identity = KIND_UDP | (endpoint as u64 & (ENDPOINTS - 1)) << 16 | client_port as u64;
         Self { client: client.words(), identity }
     }
 
-    /// The key's bucket, in the high bits.
+    /// The key's bucket: see [`client_hash`].
     #[inline(always)]
     pub const fn hash(&self, seed: u64) -> u64 {
-        let mut x = (self.client[0] ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x = (x ^ (x >> 32) ^ self.client[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
-        x = (x ^ (x >> 32) ^ self.identity).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x ^ (x >> 32)
+        client_hash(self.client(), self.identity as u16, seed)
     }
 
     /// The client's address.
@@ -67,9 +64,9 @@ impl Key {
         Address::from_words(self.client)
     }
 
-    /// Backend and client port.
+    /// Endpoint and client port.
     pub const fn parts(&self) -> (u32, u16) {
-        (((self.identity >> 16) & (BACKENDS - 1)) as u32, self.identity as u16)
+        (((self.identity >> 16) & (ENDPOINTS - 1)) as u32, self.identity as u16)
     }
 
     #[inline(always)]
@@ -80,7 +77,26 @@ impl Key {
     }
 }
 
-/// The service that a record names; refreshed where `now` has moved on.
+/// The bucket of everything about a client's port, in the high bits. The endpoint is not in it, so that the bucket can be
+/// fetched before the endpoint is known; a client that uses one port for more than [`WAYS`] endpoints within a short time
+/// is rare.
+#[inline(always)]
+pub const fn client_hash(client: Address, client_port: u16, seed: u64) -> u64 {
+    let words = client.words();
+    let x = (words[0] ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let y = words[1].wrapping_mul(0xd6e8_feb8_6659_fd93);
+    let z = (x ^ (x >> 32)).wrapping_add(y ^ (y >> 32)) ^ client_port as u64;
+    z.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Begins to bring a bucket into the cache.
+#[inline(always)]
+pub fn fetch(bucket: &Bucket) {
+    // What is read is thrown away: nothing waits for it.
+    bucket.entries[0].control.load();
+}
+
+/// The backend that a record names; refreshed where `now` has moved on.
 #[inline(always)]
 pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
     for entry in &bucket.entries {
@@ -89,7 +105,7 @@ pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
             let value = entry.value.load();
             if entry.control.load() == control {
                 if (value >> 32) as u32 != now {
-                    // Only the time changes, so a lost race can never change the service.
+                    // Only the time changes, so a lost race can never change the backend.
                     entry.value.swap_if(value, pack(value as u32, now));
                 }
                 return Some(value as u32);
@@ -99,9 +115,9 @@ pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
     None
 }
 
-/// Records that `key` came through `service`; the oldest record of the bucket goes where it is full.
+/// Records that `key` came to `backend`; the oldest record of the bucket goes where it is full.
 #[inline(always)]
-pub fn record(bucket: &Bucket, key: &Key, service: u32, now: u32) {
+pub fn record(bucket: &Bucket, key: &Key, backend: u32, now: u32) {
     let (mut best, mut way, mut seen) = (u64::MAX, 0usize, 0u64);
     for (i, entry) in bucket.entries.iter().enumerate() {
         let control = entry.control.load();
@@ -115,13 +131,13 @@ pub fn record(bucket: &Bucket, key: &Key, service: u32, now: u32) {
         }
     }
     if best != u64::MAX {
-        write(&bucket.entries[way & (WAYS - 1)], seen, key, pack(service, now));
+        write(&bucket.entries[way & (WAYS - 1)], seen, key, pack(backend, now));
     }
 }
 
 #[inline(always)]
-const fn pack(service: u32, now: u32) -> u64 {
-    service as u64 | (now as u64) << 32
+const fn pack(backend: u32, now: u32) -> u64 {
+    backend as u64 | (now as u64) << 32
 }
 
 /// Replacement order, lowest first: free, then the longest unused; one that is being written never.
@@ -149,7 +165,7 @@ fn write(entry: &Entry, seen: u64, key: &Key, value: u64) {
     entry.control.publish(key.identity | busy.wrapping_add(SEQUENCE));
 }
 
-/// Consistent copy of an entry: key, service, coarse time of last use. For sweeper, status and tests.
+/// Consistent copy of an entry: key, backend, coarse time of last use. For sweeper, status and tests.
 #[cfg(not(target_arch = "bpf"))]
 pub fn snapshot(entry: &Entry) -> Option<(Key, u32, u32)> {
     let control = entry.control.load();
@@ -202,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_service_of_the_same_client_takes_the_same_entry() {
+    fn a_new_backend_of_the_same_client_takes_the_same_entry() {
         let bucket = bucket();
         record(&bucket, &key(1), 1, 1);
         record(&bucket, &key(1), 2, 2);

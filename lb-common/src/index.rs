@@ -30,8 +30,9 @@ pub struct Entry<const V: usize> {
     pub value: [Word; V],
 }
 
-/// [`WAYS`] entries under one sequence word.
-#[repr(C)]
+/// [`WAYS`] entries under one sequence word. Whole cache lines, a power of two of them, so that the first entry lies in
+/// one and an element's place is a shift away.
+#[repr(C, align(256))]
 pub struct Bucket<const V: usize> {
     /// Bit 0: being written. Bit 1: overflowed. Above: completed writes.
     pub sequence: Word,
@@ -76,23 +77,17 @@ const _: () = assert!(size_of::<Filter>() == 4096);
 /// Word and bit of an address.
 #[inline(always)]
 pub const fn filter_position(address: Address, seed: u64) -> (usize, u32) {
-    let x = address_hash(address, seed);
+    let words = address.words();
+    let x = (words[0].rotate_left(32) ^ words[1] ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((x >> 55) as usize & (FILTER_WORDS - 1), (x >> 49) as u32 & 63)
 }
 
-/// The key's bucket, in the high bits: `hash >> (64 - log2 of the buckets)`. Its first half is the filter's, and is
-/// computed once for both.
+/// The key's bucket, in the high bits: `hash >> (64 - log2 of the buckets)`. Every packet waits for it; the keys are the
+/// operator's, and a bucket that overflows only costs time: one multiplication is enough.
 #[inline(always)]
 pub const fn hash(key: &ServiceKey, seed: u64) -> u64 {
-    let x = address_hash(key.address, seed);
-    (x ^ (x >> 32) ^ tail(key)).wrapping_mul(0xd6e8_feb8_6659_fd93)
-}
-
-/// The keys are the operator's, and a bucket that overflows only costs time: one multiplication is enough.
-#[inline(always)]
-const fn address_hash(address: Address, seed: u64) -> u64 {
-    let words = address.words();
-    (words[0].rotate_left(32) ^ words[1] ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    let words = key.address.words();
+    (words[0].rotate_left(32) ^ words[1] ^ seed ^ tail(key)).wrapping_mul(0xd6e8_feb8_6659_fd93)
 }
 
 /// Looks a key up in its bucket.

@@ -3,7 +3,7 @@
 //! These decide only; the tc programs rewrite, because only the kernel's helpers know whether a checksum is complete.
 
 use crate::{
-    abi::{Bypass, BypassKey, Endpoint, NO_SERVICE, ServiceKey, endpoint_flags, protocol},
+    abi::{Bypass, BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
     address::Address,
     headers::{self, Headers, TCP, UDP},
     packet::{Frame, View},
@@ -14,18 +14,18 @@ use crate::{
 pub trait ReturnTables {
     /// The endpoint at a pod's address, protocol and port.
     fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint>;
-    /// Whether a backend has any record in `bypasses`.
-    fn has_bypasses(&self, backend: u32) -> bool;
+    /// Whether an endpoint has any record in `bypasses`.
+    fn has_bypasses(&self, endpoint: u32) -> bool;
     /// The record of a connection.
     fn bypass(&self, key: &BypassKey) -> Option<Bypass>;
     /// Records that a connection reaches the endpoint without a VIP. False where it cannot.
-    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool;
-    /// The service that a UDP client of a backend came through.
-    fn flow(&self, backend: u32, client: Address, client_port: u16) -> Option<u32>;
-    /// VIP and port of a service.
-    fn service_address(&self, service: u32) -> Option<ServiceKey>;
+    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool;
+    /// As which service's backend a UDP client reached an endpoint.
+    fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32>;
+    /// VIP and port of a backend's service.
+    fn backend_vip(&self, backend: u32) -> Option<ServiceKey>;
     /// Counts a reply.
-    fn count(&self, service: u32, backend: u32, bytes: u64);
+    fn count(&self, backend: u32, bytes: u64);
 }
 
 /// Where a reply is rewritten.
@@ -72,7 +72,7 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         return Reply::Pass(Reason::NotAReply);
     }
     if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
-        tables.count(endpoint.service, endpoint.backend, frame.length() as u64);
+        tables.count(endpoint.backend, frame.length() as u64);
         return Reply::Drop(Reason::SelfTest);
     }
     if endpoint.flags & endpoint_flags::LEARNING != 0 {
@@ -90,12 +90,12 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
     // A pod that opens a connection from its service's port does so on its own account.
     if headers.protocol == protocol::TCP && flags & (SYN | ACK) == SYN {
         return match tables.bypass(&key) {
-            None if !tables.record_bypass(&key, endpoint.backend, NO_SERVICE) => Reply::Drop(Reason::BypassesFull),
+            None if !tables.record_bypass(&key, endpoint.id, NO_BACKEND) => Reply::Drop(Reason::BypassesFull),
             _ => Reply::Pass(Reason::Bypassed),
         };
     }
     let recorded = if endpoint.flags & endpoint_flags::RECORDED != 0 {
-        match tables.flow(endpoint.backend, headers.destination, destination_port) {
+        match tables.flow(endpoint.id, headers.destination, destination_port) {
             // Only a static service beside it may answer for what no record names.
             None if endpoint.flags & endpoint_flags::STATIC == 0 => return Reply::Pass(Reason::Unrecorded),
             recorded => recorded,
@@ -106,14 +106,14 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         None
     };
     let recorded = match recorded {
-        None if tables.has_bypasses(endpoint.backend) => tables.bypass(&key).map(|bypass| bypass.service),
+        None if tables.has_bypasses(endpoint.id) => tables.bypass(&key).map(|bypass| bypass.backend),
         recorded => recorded,
     };
-    let (service, vip, port) = match recorded {
-        None => (endpoint.service, endpoint.vip, endpoint.vip_port),
-        Some(NO_SERVICE) => return Reply::Pass(Reason::Bypassed),
-        Some(service) => match tables.service_address(service) {
-            Some(address) if address.port != 0 => (service, address.address, address.port),
+    let (backend, vip, port) = match recorded {
+        None => (endpoint.backend, endpoint.vip, endpoint.vip_port),
+        Some(NO_BACKEND) => return Reply::Pass(Reason::Bypassed),
+        Some(backend) => match tables.backend_vip(backend) {
+            Some(address) if address.port != 0 => (backend, address.address, address.port),
             _ => return Reply::Drop(Reason::RecordWithoutService),
         },
     };
@@ -121,7 +121,7 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         // The stack tells the pod.
         return Reply::Pass(Reason::TtlExceeded);
     }
-    tables.count(service, endpoint.backend, frame.length() as u64);
+    tables.count(backend, frame.length() as u64);
     Reply::Rewrite { headers, vip, port }
 }
 
@@ -166,7 +166,7 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
     // answered by the pod as that session is.
     match tables.bypass(&key) {
         Some(_) => Observed::Pass(Reason::BypassSeen),
-        None if tables.record_bypass(&key, endpoint.backend, NO_SERVICE) => Observed::Pass(Reason::BypassSeen),
+        None if tables.record_bypass(&key, endpoint.id, NO_BACKEND) => Observed::Pass(Reason::BypassSeen),
         None => Observed::Drop(Reason::BypassesFull),
     }
 }

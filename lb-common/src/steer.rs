@@ -1,9 +1,7 @@
 //! The forwarding decision of an uplink: one pure function of a frame and the tables.
 
 use crate::{
-    abi::{
-        Backend, BypassKey, Member, NextHop, Service, ServiceKey, Slot, member_flags, protocol, rung, service_flags,
-    },
+    abi::{Backend, BypassKey, Service, ServiceKey, Slot, backend_flags, protocol, rung, service_flags},
     address::Address,
     answer::{self, IcmpError},
     checksum,
@@ -23,10 +21,10 @@ pub enum Verdict {
     Drop(Reason),
     /// An answer, out of the interface that the frame came in by.
     Transmit(Reason),
-    /// Into the pod through the port of this next hop.
+    /// Into the pod.
     Redirect {
         /// Index into `tx_ports`.
-        next_hop: u32,
+        tx_port: u32,
     },
     /// To the uplink's tc ingress program, marked, which hands it to the pod's end of the interface.
     Peer,
@@ -58,24 +56,23 @@ pub trait Tables {
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// A slot of the Maglev array.
     fn slot(&self, index: u32) -> Option<Slot>;
-    /// An entry of the member lists.
-    fn member(&self, index: u32) -> Option<Member>;
-    /// A backend.
-    fn backend(&self, id: u32) -> Option<&Backend>;
-    /// A next hop.
-    fn next_hop(&self, id: u32) -> Option<&NextHop>;
+    /// A backend by its place in the map.
+    fn backend(&self, index: u32) -> Option<&Backend>;
     /// Seed of [`flow_hash`].
     fn maglev_seed(&self) -> u64;
     /// This node's own address of a family, all zero where it has none.
     fn node_address(&self, is_v4: bool) -> Address;
-    /// Records that a UDP client of a backend came through a service.
-    fn record_flow(&self, backend: u32, client: Address, client_port: u16, service: u32);
+    /// [`Tables::record_flow`] will be called for this client: what it needs may be fetched.
+    #[inline(always)]
+    fn expect_flow(&self, _client: Address, _client_port: u16) {}
+    /// Records as which service's backend a UDP client reached an endpoint.
+    fn record_flow(&self, endpoint: u32, client: Address, client_port: u16, backend: u32);
     /// Records that a connection came through a service that is not its endpoint's default. False where it cannot.
-    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool;
+    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool;
     /// Takes a token for an answer; false where there is none.
     fn admit(&self, class: Class) -> bool;
     /// Counts a forwarded packet.
-    fn count(&self, service: u32, backend: u32, bytes: u64);
+    fn count(&self, backend: u32, bytes: u64);
 }
 
 /// The hash whose high bits choose a slot: the same on every node of a cluster.
@@ -90,7 +87,7 @@ pub const fn flow_hash(seed: u64, source: [u64; 2], destination: [u64; 2], ports
 
 /// Position within a service's slots: the high bits, so that a table four times the size refines a smaller one.
 #[inline(always)]
-pub const fn slot_of(hash: u64, slots_log2: u32) -> u32 {
+pub const fn slot_of(hash: u64, slots_log2: u8) -> u32 {
     // In two steps, because a shift by 64 is none.
     ((hash >> 1) >> (63 - (slots_log2 & 31))) as u32
 }
@@ -145,15 +142,18 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         _ if is_vip(tables, headers.destination) => return answer::refuse(frame, tables, headers, Reason::PortClosed),
         _ => return Verdict::Pass(Reason::NotForUs),
     };
-    if service.members_count == 0 {
+    if service.backends_count == 0 {
         return answer::refuse(frame, tables, headers, Reason::NoBackend);
+    }
+    if is_recorded_udp(headers, &service) {
+        tables.expect_flow(headers.source, source_port);
     }
     if headers.hops <= 1 {
         return answer::icmp_error(frame, tables, headers, IcmpError::TimeExceeded);
     }
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
-    let Some((member, backend)) = choose(tables, &service, hash) else {
+    let Some(backend) = choose(tables, &service, hash) else {
         return Verdict::Drop(Reason::BrokenTable);
     };
     if backend.address.is_v4() != headers.is_v4 {
@@ -165,13 +165,10 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         // Before anything is recorded or counted for a packet that goes nowhere.
         _ => return Verdict::Drop(Reason::BrokenTable),
     }
-    let Some(next_hop) = tables.next_hop(backend.next_hop) else {
-        return Verdict::Drop(Reason::BrokenTable);
-    };
-    if headers.length > next_hop.mtu as usize {
-        return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: next_hop.mtu });
+    if headers.length > backend.mtu as usize {
+        return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: backend.mtu });
     }
-    if member.flags & member_flags::RECORD != 0 && !is_recorded_udp(headers, &service) {
+    if backend.flags & backend_flags::RECORD != 0 && !is_recorded_udp(headers, &service) {
         let key = BypassKey {
             client: headers.source,
             pod: backend.address,
@@ -181,19 +178,19 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
             pad: 0,
             pad2: 0,
         };
-        if !tables.record_bypass(&key, member.backend, service.id) {
+        if !tables.record_bypass(&key, backend.endpoint, backend.id) {
             return Verdict::Drop(Reason::BypassesFull);
         }
     }
-    if is_recorded_udp(headers, &service) {
-        tables.record_flow(member.backend, headers.source, source_port, service.id);
-    }
     let bytes = frame.length() as u64;
     rewrite(frame, headers, backend);
-    let verdict = deliver(frame, headers, backend, next_hop);
+    let verdict = deliver(frame, headers, backend);
     // Last, when little is left that would have to be kept over the lookups.
     if !matches!(verdict, Verdict::Drop(_)) {
-        tables.count(service.id, member.backend, bytes);
+        tables.count(backend.id, bytes);
+        if is_recorded_udp(headers, &service) {
+            tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);
+        }
     }
     verdict
 }
@@ -204,28 +201,27 @@ const fn is_recorded_udp(headers: &Headers, service: &Service) -> bool {
 }
 
 #[inline(always)]
-fn choose<'a, T: Tables>(tables: &'a T, service: &Service, hash: u64) -> Option<(Member, &'a Backend)> {
+fn choose<'a, T: Tables>(tables: &'a T, service: &Service, hash: u64) -> Option<&'a Backend> {
     let slot = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2)))?;
-    if slot.owner as u32 >= service.members_count {
+    if slot.owner >= service.backends_count {
         return None;
     }
-    let member = tables.member(service.members.wrapping_add(slot.owner as u32))?;
-    Some((member, tables.backend(member.backend)?))
+    tables.backend(service.backends.wrapping_add(slot.owner as u32))
 }
+
+/// What one hop less changes in the IPv4 header's sum: the TTL is the high byte of its word, so `~m + m'` is
+/// `-0x100` whatever it was.
+const ONE_HOP: u64 = 0xfeffu16.to_be() as u64;
 
 /// Destination address and port become the backend's; one hop is used up.
 #[inline(always)]
 fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
-    let old = headers.destination.words();
     let new = backend.address.words();
-    let address_change = checksum::change_address(old, new);
+    let address_change = checksum::change_address(headers.destination, backend.address, headers.is_v4);
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
-        // The TTL is the high byte of its checksum word.
-        let hop = checksum::change16((headers.hops as u16) << 8, ((headers.hops - 1) as u16) << 8);
-        let hop = u16::to_be(checksum::fold(hop)) as u64;
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
-        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, address_change + hop));
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, address_change + ONE_HOP));
         ip.put::<{ v4::TTL }, u8>(headers.hops - 1);
         ip.put::<{ v4::DESTINATION }, u32>(backend.address.v4_word());
     } else {
@@ -251,16 +247,16 @@ fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
 
 /// By the backend's rung. Pods know no VLAN of the uplink, the node's own stack does.
 #[inline(always)]
-fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend, next_hop: &NextHop) -> Verdict {
+fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
     match backend.rung {
         rung::REDIRECT => {
             if headers.tag_bytes() != 0 && !frame.shrink_head(headers.tag_bytes()) {
                 return Verdict::Drop(Reason::NoRoom);
             }
-            if !put_ethernet(frame, headers.is_v4, next_hop.destination_mac, next_hop.source_mac) {
+            if !put_ethernet(frame, headers.is_v4, backend.destination_mac, backend.source_mac) {
                 return Verdict::Drop(Reason::NoRoom);
             }
-            Verdict::Redirect { next_hop: backend.next_hop }
+            Verdict::Redirect { tx_port: backend.tx_port }
         }
         rung::PEER => {
             if headers.tag_bytes() != 0 {
@@ -271,7 +267,7 @@ fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend, next_h
                     return Verdict::Drop(Reason::NoRoom);
                 }
             }
-            match mark::put(frame, Mark::Peer(next_hop.ifindex)) {
+            match mark::put(frame, Mark::Peer(backend.ifindex)) {
                 true => Verdict::Peer,
                 false => Verdict::Drop(Reason::NoRoom),
             }
@@ -296,8 +292,9 @@ fn put_ethernet<F: Frame>(frame: &mut F, is_v4: bool, destination: [u8; 6], sour
     let Some(ethernet) = frame.at::<ETHERNET>(0) else { return false };
     let (d, s) = (destination, source);
     ethernet.put::<0, u32>(u32::from_ne_bytes([d[0], d[1], d[2], d[3]]));
-    ethernet.put::<4, u32>(u32::from_ne_bytes([d[4], d[5], s[0], s[1]]));
-    ethernet.put::<8, u32>(u32::from_ne_bytes([s[2], s[3], s[4], s[5]]));
+    ethernet.put::<4, u16>(u16::from_ne_bytes([d[4], d[5]]));
+    ethernet.put::<6, u32>(u32::from_ne_bytes([s[0], s[1], s[2], s[3]]));
+    ethernet.put::<10, u16>(u16::from_ne_bytes([s[4], s[5]]));
     ethernet.put::<12, u16>(if is_v4 { headers::ethertype::IPV4 } else { headers::ethertype::IPV6 });
     true
 }

@@ -29,14 +29,11 @@ const FIB_NO_NEIGHBOUR: i64 = 7;
 pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u16, hop: bool) -> bool {
     let Some(ports) = frame.at::<4>(headers.l4) else { return false };
     let old_port: u16 = ports.get::<0, _>();
-    let (old, new) = (headers.source.words(), vip.words());
     let (offset, zero) = if headers.protocol == protocol::TCP { (16, 0) } else { (6, BPF_F_MARK_MANGLED_0 as u64) };
     let field = (headers.l4 + offset) as u32;
     // Only the kernel knows whether the field holds a whole checksum or the pseudo header's share of it: the
     // addresses are in both, the ports in one (net/core/utils.c, inet_proto_csum_replace_by_diff).
-    let change = checksum::change_address(old, new);
-    let change = (change & 0xffff_ffff) + (change >> 32);
-    let change = (change & 0xffff_ffff) + (change >> 32);
+    let change = checksum::change_address(headers.source, vip, headers.is_v4);
     // SAFETY: the kernel's context; windows from before are not used after.
     if unsafe { bpf_l4_csum_replace(frame.skb, field, 0, change, BPF_F_PSEUDO_HDR as u64 | zero) } != 0 {
         return false;
@@ -61,6 +58,7 @@ pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u
     } else {
         let Some(ip) = frame.at::<IPV6>(headers.l3) else { return false };
         ip.put::<{ v6::HOPS }, u8>(hops);
+        let new = vip.words();
         ip.put::<{ v6::SOURCE }, u64>(new[0]);
         ip.put::<{ v6::SOURCE + 8 }, u64>(new[1]);
     }

@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, Member, NextHop, Route, SLOTS_PER_BLOCK,
-        Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, Node, Route, SLOTS_PER_BLOCK, Service,
+        ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
     },
     address::Address,
     flow::{self, Key},
@@ -47,25 +47,17 @@ static VIPS: HashMap<Address, u32, 1> = HashMap::new();
 /// Index in front of `services` and `vips`. Written by the agent through memory. 5.5 (`BPF_F_MMAPABLE`).
 #[btf_map(name = "service_index")]
 static SERVICE_INDEX: Array<ServiceBucket, 1, MMAPABLE> = Array::new();
-/// Addresses that are no VIP, by hash. Written by the agent through memory, read by `sluice_xdp`. 5.5.
-#[btf_map(name = "vip_filter")]
-static VIP_FILTER: Array<index::Filter, 1, MMAPABLE> = Array::new();
-/// Service id → VIP, port, protocol. Written by the agent, read by the return programs. 4.18.
-#[btf_map(name = "service_addresses")]
-static SERVICE_ADDRESSES: Array<ServiceKey, 1> = Array::new();
+/// Backend id → VIP, port, protocol of its service. Written by the agent, read by the return programs. 4.18.
+#[btf_map(name = "backend_vips")]
+static BACKEND_VIPS: Array<ServiceKey, 1> = Array::new();
 /// Maglev tables of all services, sixteen slots an element. Written by the agent through memory. 5.5.
 #[btf_map(name = "maglev")]
 static MAGLEV: Array<SlotBlock, 1, MMAPABLE> = Array::new();
-/// Member lists of all services. Written by the agent through memory. 5.5.
-#[btf_map(name = "members")]
-static MEMBERS: Array<Member, 1, MMAPABLE> = Array::new();
-/// Backends by id. Written by the agent. 4.18.
+/// The backends of all services, each service's side by side. Written by the agent through memory, kept fresh from
+/// netlink. 5.5.
 #[btf_map(name = "backends")]
-static BACKENDS: Array<Backend, 1> = Array::new();
-/// Next hops by id. Written by the agent, kept fresh from netlink. 4.18.
-#[btf_map(name = "next_hops")]
-static NEXT_HOPS: Array<NextHop, 1> = Array::new();
-/// Next hop id → port. Written by the agent; the kernel empties an entry when its interface goes. 4.18.
+static BACKENDS: Array<Backend, 1, MMAPABLE> = Array::new();
+/// The pods' host-side interfaces. Written by the agent; the kernel empties an entry when its interface goes. 4.18.
 #[btf_map(name = "tx_ports")]
 static TX_PORTS: DevMap<1> = DevMap::new();
 /// Pod address, protocol, port → service. Written by the agent, read where the index doesn't know. 4.18.
@@ -78,7 +70,7 @@ static ENDPOINT_INDEX: Array<EndpointBucket, 1, MMAPABLE> = Array::new();
 /// the agent removes an entry once the pod has no such socket. 4.18.
 #[btf_map(name = "bypasses")]
 static BYPASSES: HashMap<BypassKey, Bypass, 1> = HashMap::new();
-/// Backend id → entries in `bypasses`. Written by all programs and the agent, atomically. 5.5.
+/// Endpoint id → entries in `bypasses`. Written by all programs and the agent, atomically. 5.5.
 #[btf_map(name = "endpoint_bypasses")]
 static ENDPOINT_BYPASSES: Array<BypassCount, 1, MMAPABLE> = Array::new();
 /// The flow cache: recorded UDP. Written by `sluice_xdp`, read by the return programs. 5.12 (atomic compare-exchange).
@@ -92,18 +84,15 @@ static UPLINKS: HashMap<u32, Uplink, 16> = HashMap::new();
 pub static ROUTES: PerCpuArray<Route, ROUTE_ENTRIES> = PerCpuArray::new();
 /// Entries of `routes` on each CPU.
 pub const ROUTE_ENTRIES: usize = 1024;
-/// One element. Written by the agent, read by all programs. 4.18.
-#[btf_map(name = "settings")]
-static SETTINGS: Array<Settings, 1> = Array::new();
+/// One element: settings, and which addresses are no VIP. Written by the agent through memory, read by all programs. 5.5.
+#[btf_map(name = "node")]
+static NODE: Array<Node, 1, MMAPABLE> = Array::new();
 /// Token buckets by class. Written by `sluice_xdp`. 4.18.
 #[btf_map(name = "limiters")]
 static LIMITERS: PerCpuArray<Bucket, 3> = PerCpuArray::new();
 /// Packets and bytes by reason. Written by all programs. 4.18.
 #[btf_map(name = "reasons")]
 static REASON_COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
-/// Packets and bytes by service id. Written by `sluice_xdp` and the return programs. 4.18.
-#[btf_map(name = "service_counters")]
-static SERVICE_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 /// Packets and bytes by backend id. Written by `sluice_xdp` and the return programs. 4.18.
 #[btf_map(name = "backend_counters")]
 static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
@@ -126,10 +115,10 @@ pub fn count_reason(reason: u32, bytes: u64) {
     }
 }
 
-/// Sends the frame out by the port of a next hop. False where that is gone.
+/// Sends the frame out by a port. False where that is gone.
 #[inline(always)]
-pub fn redirect(next_hop: u32) -> bool {
-    TX_PORTS.redirect(next_hop, 0).is_ok()
+pub fn redirect(tx_port: u32) -> bool {
+    TX_PORTS.redirect(tx_port, 0).is_ok()
 }
 
 /// The uplink with this interface index.
@@ -143,6 +132,7 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
 pub struct Maps {
     /// What the agent may change while the programs run.
     pub settings: &'static Settings,
+    vip_filter: &'static index::Filter,
     /// Read once, so that what is computed from it is computed once.
     table_seed: u64,
 }
@@ -151,8 +141,8 @@ impl Maps {
     /// `None` cannot happen: arrays always have their elements.
     #[inline(always)]
     pub fn get() -> Option<Self> {
-        let settings = SETTINGS.get(0)?;
-        Some(Self { settings, table_seed: settings.table_seed })
+        let Node { settings, vip_filter } = NODE.get(0)?;
+        Some(Self { settings, vip_filter, table_seed: settings.table_seed })
     }
 
     #[inline(always)]
@@ -171,14 +161,14 @@ impl Maps {
     }
 
     #[inline(always)]
-    fn write_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+    fn write_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
         let since = coarse_ticks(jiffies());
         if let Some(found) = BYPASSES.get_ptr_mut(key) {
             // SAFETY: aligned words of a live element; whoever writes both at once writes the same connection.
             unsafe {
-                let service_field = addr_of_mut!((*found).service);
-                if service_field.read_volatile() != service {
-                    service_field.write_volatile(service);
+                let backend_field = addr_of_mut!((*found).backend);
+                if backend_field.read_volatile() != backend {
+                    backend_field.write_volatile(backend);
                 }
                 let since_field = addr_of_mut!((*found).since);
                 if since_field.read_volatile() != since {
@@ -188,15 +178,15 @@ impl Maps {
             return true;
         }
         // Counted first: the count is never less than the entries, or a reply would skip the lookup.
-        let Some(count) = ENDPOINT_BYPASSES.get(backend) else { return false };
+        let Some(count) = ENDPOINT_BYPASSES.get(endpoint) else { return false };
         count.count.add(1);
-        match BYPASSES.insert(key, Bypass { service, since }, BPF_NOEXIST as u64) {
+        match BYPASSES.insert(key, Bypass { backend, since }, BPF_NOEXIST as u64) {
             Ok(()) => true,
             Err(error) => {
                 count.count.add(u64::MAX);
                 // Another CPU was faster, and has counted its entry: only that one may be written here, never a new
                 // one that nobody counts.
-                error == -EEXIST && BYPASSES.insert(key, Bypass { service, since }, BPF_EXIST as u64).is_ok()
+                error == -EEXIST && BYPASSES.insert(key, Bypass { backend, since }, BPF_EXIST as u64).is_ok()
             }
         }
     }
@@ -211,8 +201,8 @@ fn top_bits(hash: u64, bits: u32) -> u32 {
 }
 
 #[inline(always)]
-fn add_traffic(id: u32, map: &'static PerCpuArray<Traffic, 1>, bytes: u64, reply: bool) {
-    if let Some(traffic) = map.get_ptr_mut(id) {
+fn add_traffic(backend: u32, bytes: u64, reply: bool) {
+    if let Some(traffic) = BACKEND_COUNTERS.get_ptr_mut(backend) {
         // SAFETY: this CPU's own element.
         let traffic = unsafe { &mut *traffic };
         if reply {
@@ -229,7 +219,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn may_be_vip(&self, address: Address) -> bool {
         let (word, bit) = index::filter_position(address, self.table_seed);
-        VIP_FILTER.get(0).is_none_or(|filter| filter.words[word].load() >> bit & 1 == 0)
+        self.vip_filter.words[word].load() >> bit & 1 == 0
     }
 
     #[inline(always)]
@@ -244,8 +234,12 @@ impl Tables for Maps {
                 // SAFETY: only presence is looked at.
                 unsafe { VIPS.get(key.address) }.map(|_| Service { flags: service_flags::VIP, ..Service::default() })
             }
-            // SAFETY: entries are replaced whole, and copied at once.
-            Probe::AskHash => unsafe { SERVICES.get(key) }.copied(),
+            Probe::AskHash => {
+                // A copy, so that the key is put into memory for the hash alone.
+                let key = *key;
+                // SAFETY: entries are replaced whole, and copied at once.
+                unsafe { SERVICES.get(key) }.copied()
+            }
         }
     }
 
@@ -260,18 +254,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn member(&self, index: u32) -> Option<Member> {
-        MEMBERS.get(index).copied()
-    }
-
-    #[inline(always)]
-    fn backend(&self, id: u32) -> Option<&Backend> {
-        BACKENDS.get(id)
-    }
-
-    #[inline(always)]
-    fn next_hop(&self, id: u32) -> Option<&NextHop> {
-        NEXT_HOPS.get(id)
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        BACKENDS.get(index)
     }
 
     #[inline(always)]
@@ -285,19 +269,27 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn record_flow(&self, backend: u32, client: Address, client_port: u16, service: u32) {
-        let key = Key::udp(backend, client, client_port);
+    fn expect_flow(&self, client: Address, client_port: u16) {
+        let hash = flow::client_hash(client, client_port, self.table_seed);
+        if let Some(bucket) = FLOWS.get(top_bits(hash, FLOWS_LOG2.load())) {
+            flow::fetch(bucket);
+        }
+    }
+
+    #[inline(always)]
+    fn record_flow(&self, endpoint: u32, client: Address, client_port: u16, backend: u32) {
+        let key = Key::udp(endpoint, client, client_port);
         if let Some(bucket) = self.flow_bucket(&key) {
             let now = coarse_ticks(jiffies());
-            if flow::find(bucket, &key, now) != Some(service) {
-                flow::record(bucket, &key, service, now);
+            if flow::find(bucket, &key, now) != Some(backend) {
+                flow::record(bucket, &key, backend, now);
             }
         }
     }
 
     #[inline(always)]
-    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
-        self.write_bypass(key, backend, service)
+    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
+        self.write_bypass(key, endpoint, backend)
     }
 
     #[inline(always)]
@@ -308,9 +300,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count(&self, service: u32, backend: u32, bytes: u64) {
-        add_traffic(service, &SERVICE_COUNTERS, bytes, false);
-        add_traffic(backend, &BACKEND_COUNTERS, bytes, false);
+    fn count(&self, backend: u32, bytes: u64) {
+        add_traffic(backend, bytes, false);
     }
 }
 
@@ -323,14 +314,18 @@ impl ReturnTables for Maps {
                 Some(unsafe { core::mem::transmute::<[u64; 4], Endpoint>(words) })
             }
             Probe::Absent => None,
-            // SAFETY: entries are replaced whole, and copied at once.
-            Probe::AskHash => unsafe { ENDPOINTS.get(key) }.copied(),
+            Probe::AskHash => {
+                // As in `service`.
+                let key = *key;
+                // SAFETY: entries are replaced whole, and copied at once.
+                unsafe { ENDPOINTS.get(key) }.copied()
+            }
         }
     }
 
     #[inline(always)]
-    fn has_bypasses(&self, backend: u32) -> bool {
-        ENDPOINT_BYPASSES.get(backend).is_some_and(|count| count.count.load() != 0)
+    fn has_bypasses(&self, endpoint: u32) -> bool {
+        ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0)
     }
 
     #[inline(always)]
@@ -340,24 +335,23 @@ impl ReturnTables for Maps {
     }
 
     #[inline(always)]
-    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
-        self.write_bypass(key, backend, service)
+    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
+        self.write_bypass(key, endpoint, backend)
     }
 
     #[inline(always)]
-    fn flow(&self, backend: u32, client: Address, client_port: u16) -> Option<u32> {
-        let key = Key::udp(backend, client, client_port);
+    fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32> {
+        let key = Key::udp(endpoint, client, client_port);
         flow::find(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()))
     }
 
     #[inline(always)]
-    fn service_address(&self, service: u32) -> Option<ServiceKey> {
-        SERVICE_ADDRESSES.get(service).copied()
+    fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
+        BACKEND_VIPS.get(backend).copied()
     }
 
     #[inline(always)]
-    fn count(&self, service: u32, backend: u32, bytes: u64) {
-        add_traffic(service, &SERVICE_COUNTERS, bytes, true);
-        add_traffic(backend, &BACKEND_COUNTERS, bytes, true);
+    fn count(&self, backend: u32, bytes: u64) {
+        add_traffic(backend, bytes, true);
     }
 }

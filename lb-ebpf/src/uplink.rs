@@ -25,7 +25,7 @@ pub fn steer_frame(context: *mut xdp_md) -> u32 {
         Verdict::Pass(reason) => (xdp_action::XDP_PASS, reason),
         Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason),
         Verdict::Transmit(reason) => (xdp_action::XDP_TX, reason),
-        Verdict::Redirect { next_hop } if redirect(next_hop) => (xdp_action::XDP_REDIRECT, Reason::Redirected),
+        Verdict::Redirect { tx_port } if redirect(tx_port) => (xdp_action::XDP_REDIRECT, Reason::Redirected),
         Verdict::Redirect { .. } => (xdp_action::XDP_DROP, Reason::NoPort),
         Verdict::Peer => (xdp_action::XDP_PASS, Reason::Peered),
         Verdict::Stack => (xdp_action::XDP_PASS, Reason::Stacked),

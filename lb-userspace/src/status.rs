@@ -88,7 +88,7 @@ pub struct ServiceStatus {
     pub port: u16,
     /// How replies are recognized.
     pub replies: ReplyMode,
-    /// Packets from clients, over all backends and the refused ones.
+    /// Packets from clients that were forwarded, also to backends that are gone.
     pub packets: u64,
     /// Bytes of these packets.
     pub bytes: u64,

@@ -12,7 +12,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Bucket, Bypass, BypassCount, BypassKey, Counter, Route, SLOTS_PER_BLOCK, ServiceKey, SlotBlock, Traffic, Uplink,
+        Bucket, Bypass, BypassCount, BypassKey, Counter, Node, Route, SLOTS_PER_BLOCK, ServiceKey, Settings, SlotBlock,
+        Traffic, Uplink,
     },
     address::Address,
     flow,
@@ -73,19 +74,16 @@ impl Kernel {
             ("services", content.services.len()),
             ("vips", content.vips.len()),
             ("service_index", 1 << index_log2),
-            ("service_addresses", content.service_addresses.len()),
+            ("backend_vips", content.backend_vips.len()),
             ("maglev", content.slots.len() / SLOTS_PER_BLOCK),
-            ("members", content.members.len()),
             ("backends", content.backends.len()),
-            ("next_hops", content.next_hops.len()),
-            ("tx_ports", content.next_hops.len()),
+            ("tx_ports", content.ports.len()),
             ("endpoints", content.endpoints.len()),
             ("endpoint_index", 1 << index_log2),
             ("bypasses", content.bypasses_capacity),
-            ("endpoint_bypasses", content.backends.len()),
+            ("endpoint_bypasses", content.endpoint_ids),
             ("flows", 1 << flows_log2),
-            ("service_counters", content.service_counters),
-            ("backend_counters", content.backends.len()),
+            ("backend_counters", content.backend_vips.len()),
         ] {
             loader.map_max_entries(name, entries as u32);
         }
@@ -102,7 +100,7 @@ impl Kernel {
             tc.load().expect("the verifier accepts the tc programs");
         }
         let flows = Shared::of(&ebpf, "flows", 1 << flows_log2);
-        let bypass_counts = Shared::of(&ebpf, "endpoint_bypasses", content.backends.len());
+        let bypass_counts = Shared::of(&ebpf, "endpoint_bypasses", content.endpoint_ids);
         Self { ebpf, out: vec![0; LONGEST], flows, bypass_counts }
     }
 
@@ -126,7 +124,7 @@ impl Kernel {
     /// What packets have changed, and whether the coarse clock moved while they did.
     pub fn snapshot(&self) -> (Snapshot, bool) {
         let bypasses: HashMap<&MapData, BypassKey, Bypass> = self.map("bypasses");
-        let bypasses = bypasses.iter().map(|entry| entry.expect("map iteration")).map(|(k, v)| (k, v.service));
+        let bypasses = bypasses.iter().map(|entry| entry.expect("map iteration")).map(|(k, v)| (k, v.backend));
         let mut times =
             self.flows.iter().flat_map(|bucket| &bucket.entries).filter_map(flow::snapshot).map(|(.., t)| t);
         let first = times.next();
@@ -135,8 +133,7 @@ impl Kernel {
                 sum.packets += counter.packets;
                 sum.bytes += counter.bytes;
             }),
-            services: self.per_cpu("service_counters", add),
-            backends: self.per_cpu("backend_counters", add),
+            backends: self.per_cpu("backend_counters", |sum: &mut Traffic, traffic| *sum = *sum + traffic),
             bypasses: bypasses.collect(),
             bypass_counts: self.bypass_counts.iter().map(|count| count.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
@@ -164,7 +161,6 @@ impl Kernel {
     /// Forgets every packet.
     pub fn reset(&mut self) {
         self.clear::<Counter>("reasons", REASONS as u32);
-        self.clear::<Traffic>("service_counters", u32::MAX);
         self.clear::<Traffic>("backend_counters", u32::MAX);
         self.clear::<Bucket>("limiters", 3);
         let mut bypasses: HashMap<_, BypassKey, Bypass> = map_of(&mut self.ebpf, "bypasses");
@@ -180,11 +176,11 @@ impl Kernel {
     }
 
     /// Puts a record into `bypasses`, as a program would.
-    pub fn add_bypass(&mut self, key: BypassKey, backend: u32, service: u32) {
+    pub fn add_bypass(&mut self, key: BypassKey, endpoint: u32, backend: u32) {
         map_of::<HashMap<_, BypassKey, Bypass>>(&mut self.ebpf, "bypasses")
-            .insert(key, Bypass { service, since: 0 }, 0)
+            .insert(key, Bypass { backend, since: 0 }, 0)
             .expect("there is room");
-        self.bypass_counts[backend as usize].count.add(1);
+        self.bypass_counts[endpoint as usize].count.add(1);
     }
 
     /// Puts remembered routes to these clients on every CPU, so that no test depends on this machine's routes.
@@ -223,13 +219,6 @@ impl Kernel {
     }
 }
 
-fn add(sum: &mut Traffic, traffic: Traffic) {
-    sum.packets += traffic.packets;
-    sum.bytes += traffic.bytes;
-    sum.reply_packets += traffic.reply_packets;
-    sum.reply_bytes += traffic.reply_bytes;
-}
-
 fn every_cpu<T: aya::Pod>(value: T) -> PerCpuValues<T> {
     PerCpuValues::try_from(vec![value; nr_cpus().expect("the kernel says how many CPUs")]).expect("one for each CPU")
 }
@@ -251,11 +240,13 @@ fn fill_tables(ebpf: &mut Ebpf, content: &Content) {
     for (key, endpoint) in &content.endpoints {
         endpoints.insert(key, endpoint, 0).expect("there is room");
     }
-    fill_array(ebpf, "service_addresses", &content.service_addresses);
-    fill_array(ebpf, "members", &content.members);
+    fill_array(ebpf, "backend_vips", &content.backend_vips);
     fill_array(ebpf, "backends", &content.backends);
-    fill_array(ebpf, "next_hops", &content.next_hops);
-    fill_array(ebpf, "settings", &[content.settings]);
+    // All bits of the filter are clear, as the map begins: every address is asked for.
+    let mut node = [0; size_of::<Node>()];
+    // SAFETY: the settings stand first in a node and are plain integers.
+    unsafe { node.as_mut_ptr().cast::<Settings>().write_unaligned(content.settings) };
+    fill_array(ebpf, "node", &[node]);
     let (blocks, _) = content.slots.as_chunks::<SLOTS_PER_BLOCK>();
     let blocks: Vec<_> = blocks.iter().map(|slots| SlotBlock { slots: *slots }).collect();
     fill_array(ebpf, "maglev", &blocks);

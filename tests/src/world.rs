@@ -10,10 +10,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{
-        Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, Member, NO_SERVICE, NextHop, Service, ServiceKey, Slot,
-        Traffic,
-    },
+    abi::{Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, NO_BACKEND, Service, ServiceKey, Slot, Traffic},
     address::Address,
     flow::{self, Key},
     limiter::{self, Class},
@@ -64,13 +61,11 @@ impl Outcome {
 pub struct Snapshot {
     /// By reason.
     pub reasons: Vec<Counter>,
-    /// By service.
-    pub services: Vec<Traffic>,
     /// By backend.
     pub backends: Vec<Traffic>,
-    /// Connection → service, without the time.
+    /// Connection → backend, without the time.
     pub bypasses: HashMap<BypassKey, u32>,
-    /// By backend.
+    /// By endpoint.
     pub bypass_counts: Vec<u64>,
     /// By bucket and way, without the time.
     pub flows: Vec<[Option<(Key, u32)>; flow::WAYS]>,
@@ -92,13 +87,12 @@ impl Snapshot {
             }
         }
         if self.bypasses != kernel.bypasses {
-            let odd = self.bypasses.iter().find(|(key, service)| kernel.bypasses.get(key) != Some(service));
+            let odd = self.bypasses.iter().find(|(key, backend)| kernel.bypasses.get(key) != Some(backend));
             let odd = odd.or_else(|| kernel.bypasses.iter().find(|(key, _)| !self.bypasses.contains_key(key)));
             return Some(format!("bypass {odd:?} is not in both"));
         }
-        first("service", &self.services, &kernel.services)
-            .or_else(|| first("backend", &self.backends, &kernel.backends))
-            .or_else(|| first("bypass count of backend", &self.bypass_counts, &kernel.bypass_counts))
+        first("backend", &self.backends, &kernel.backends)
+            .or_else(|| first("bypass count of endpoint", &self.bypass_counts, &kernel.bypass_counts))
             .or_else(|| first("tokens of class", &self.tokens, &kernel.tokens))
             .or_else(|| {
                 let pairs = self.flows.iter().zip(&kernel.flows).enumerate();
@@ -116,13 +110,12 @@ pub struct World {
     pub content: Content,
     services: HashMap<ServiceKey, Service>,
     endpoints: HashMap<ServiceKey, Endpoint>,
-    /// Connection → service.
+    /// Connection → backend.
     pub bypasses: RefCell<HashMap<BypassKey, u32>>,
     bypass_counts: Vec<Cell<u64>>,
     flows: Vec<flow::Bucket>,
     buckets: RefCell<[Bucket; 3]>,
     reasons: RefCell<Vec<Counter>>,
-    service_counters: RefCell<Vec<Traffic>>,
     backend_counters: RefCell<Vec<Traffic>>,
     /// How often flows, bypasses or traffic counters were written to.
     pub writes: Cell<u64>,
@@ -145,14 +138,13 @@ impl World {
             services,
             endpoints: content.endpoints.iter().copied().collect(),
             bypasses: RefCell::default(),
-            bypass_counts: vec![Cell::new(0); content.backends.len()],
+            bypass_counts: vec![Cell::new(0); content.endpoint_ids],
             flows: (0..1usize << content.flows_log2)
                 .map(|_| flow::Bucket { entries: std::array::from_fn(|_| entry()) })
                 .collect(),
             buckets: RefCell::default(),
             reasons: RefCell::new(vec![Counter::default(); REASONS]),
-            service_counters: RefCell::new(vec![Traffic::default(); content.service_counters]),
-            backend_counters: RefCell::new(vec![Traffic::default(); content.backends.len()]),
+            backend_counters: RefCell::new(vec![Traffic::default(); content.backend_vips.len()]),
             writes: Cell::new(0),
         }
     }
@@ -169,7 +161,6 @@ impl World {
         }
         *self.buckets.get_mut() = [Bucket::default(); 3];
         self.reasons.get_mut().fill(Counter::default());
-        self.service_counters.get_mut().fill(Traffic::default());
         self.backend_counters.get_mut().fill(Traffic::default());
     }
 
@@ -177,7 +168,6 @@ impl World {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             reasons: self.reasons.borrow().clone(),
-            services: self.service_counters.borrow().clone(),
             backends: self.backend_counters.borrow().clone(),
             bypasses: self.bypasses.borrow().clone(),
             bypass_counts: self.bypass_counts.iter().map(Cell::get).collect(),
@@ -204,12 +194,12 @@ impl World {
         let mut frame = TestFrame::new(packet);
         let bytes = frame.length() as u64;
         let verdict = steer(&mut frame, self);
-        let has_port = |next_hop: u32| self.content.ports.get(next_hop as usize).copied().unwrap_or(false);
+        let has_port = |tx_port: u32| self.content.ports.get(tx_port as usize).copied().unwrap_or(false);
         let (action, reason) = match verdict {
             Verdict::Pass(reason) => (action::PASS, reason),
             Verdict::Drop(reason) => (action::DROP, reason),
             Verdict::Transmit(reason) => (action::TX, reason),
-            Verdict::Redirect { next_hop } if has_port(next_hop) => (action::REDIRECT, Reason::Redirected),
+            Verdict::Redirect { tx_port } if has_port(tx_port) => (action::REDIRECT, Reason::Redirected),
             Verdict::Redirect { .. } => (action::DROP, Reason::NoPort),
             Verdict::Peer => (action::PASS, Reason::Peered),
             Verdict::Stack => (action::PASS, Reason::Stacked),
@@ -223,32 +213,30 @@ impl World {
         self.run(packet, lb_common::steer::steer)
     }
 
-    fn add_traffic(&self, service: u32, backend: u32, bytes: u64, reply: bool) {
+    fn add_traffic(&self, backend: u32, bytes: u64, reply: bool) {
         self.writes.set(self.writes.get() + 1);
-        for (counters, id) in [(&self.service_counters, service), (&self.backend_counters, backend)] {
-            if let Some(traffic) = counters.borrow_mut().get_mut(id as usize) {
-                if reply {
-                    traffic.reply_packets += 1;
-                    traffic.reply_bytes += bytes;
-                } else {
-                    traffic.packets += 1;
-                    traffic.bytes += bytes;
-                }
+        if let Some(traffic) = self.backend_counters.borrow_mut().get_mut(backend as usize) {
+            if reply {
+                traffic.reply_packets += 1;
+                traffic.reply_bytes += bytes;
+            } else {
+                traffic.packets += 1;
+                traffic.bytes += bytes;
             }
         }
     }
 
-    fn write_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
+    fn write_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
         self.writes.set(self.writes.get() + 1);
         let mut bypasses = self.bypasses.borrow_mut();
         if let Some(found) = bypasses.get_mut(key) {
-            *found = service;
+            *found = backend;
             return true;
         }
-        let Some(count) = self.bypass_counts.get(backend as usize) else { return false };
+        let Some(count) = self.bypass_counts.get(endpoint as usize) else { return false };
         let room = bypasses.len() < self.content.bypasses_capacity;
         if room {
-            bypasses.insert(*key, service);
+            bypasses.insert(*key, backend);
             count.set(count.get() + 1);
         }
         room
@@ -262,7 +250,7 @@ impl World {
 
 /// A bucket's records without their time.
 pub fn records(bucket: &flow::Bucket) -> [Option<(Key, u32)>; flow::WAYS] {
-    std::array::from_fn(|way| flow::snapshot(&bucket.entries[way]).map(|(key, service, _)| (key, service)))
+    std::array::from_fn(|way| flow::snapshot(&bucket.entries[way]).map(|(key, backend, _)| (key, backend)))
 }
 
 impl Tables for World {
@@ -274,16 +262,8 @@ impl Tables for World {
         self.content.slots.get(index as usize).copied()
     }
 
-    fn member(&self, index: u32) -> Option<Member> {
-        self.content.members.get(index as usize).copied()
-    }
-
-    fn backend(&self, id: u32) -> Option<&Backend> {
-        self.content.backends.get(id as usize)
-    }
-
-    fn next_hop(&self, id: u32) -> Option<&NextHop> {
-        self.content.next_hops.get(id as usize)
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        self.content.backends.get(index as usize)
     }
 
     fn maglev_seed(&self) -> u64 {
@@ -294,18 +274,18 @@ impl Tables for World {
         if is_v4 { self.content.settings.node_v4 } else { self.content.settings.node_v6 }
     }
 
-    fn record_flow(&self, backend: u32, client: Address, client_port: u16, service: u32) {
+    fn record_flow(&self, endpoint: u32, client: Address, client_port: u16, backend: u32) {
         self.writes.set(self.writes.get() + 1);
-        let key = Key::udp(backend, client, client_port);
+        let key = Key::udp(endpoint, client, client_port);
         if let Some(bucket) = self.flow_bucket(&key)
-            && flow::find(bucket, &key, 0) != Some(service)
+            && flow::find(bucket, &key, 0) != Some(backend)
         {
-            flow::record(bucket, &key, service, 0);
+            flow::record(bucket, &key, backend, 0);
         }
     }
 
-    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
-        self.write_bypass(key, backend, service)
+    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
+        self.write_bypass(key, endpoint, backend)
     }
 
     fn admit(&self, class: Class) -> bool {
@@ -313,8 +293,8 @@ impl Tables for World {
         limiter::admit(&mut self.buckets.borrow_mut()[class as usize], &limit, NOW)
     }
 
-    fn count(&self, service: u32, backend: u32, bytes: u64) {
-        self.add_traffic(service, backend, bytes, false);
+    fn count(&self, backend: u32, bytes: u64) {
+        self.add_traffic(backend, bytes, false);
     }
 }
 
@@ -323,29 +303,29 @@ impl ReturnTables for World {
         self.endpoints.get(key).copied()
     }
 
-    fn has_bypasses(&self, backend: u32) -> bool {
-        self.bypass_counts.get(backend as usize).is_some_and(|count| count.get() != 0)
+    fn has_bypasses(&self, endpoint: u32) -> bool {
+        self.bypass_counts.get(endpoint as usize).is_some_and(|count| count.get() != 0)
     }
 
     fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
-        self.bypasses.borrow().get(key).map(|service| Bypass { service: *service, since: 0 })
+        self.bypasses.borrow().get(key).map(|backend| Bypass { backend: *backend, since: 0 })
     }
 
-    fn record_bypass(&self, key: &BypassKey, backend: u32, service: u32) -> bool {
-        debug_assert_eq!(service, NO_SERVICE, "the return path records only what has no service");
-        self.write_bypass(key, backend, service)
+    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
+        debug_assert_eq!(backend, NO_BACKEND, "the return path records only what has no service");
+        self.write_bypass(key, endpoint, backend)
     }
 
-    fn flow(&self, backend: u32, client: Address, client_port: u16) -> Option<u32> {
-        let key = Key::udp(backend, client, client_port);
+    fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32> {
+        let key = Key::udp(endpoint, client, client_port);
         flow::find(self.flow_bucket(&key)?, &key, 0)
     }
 
-    fn service_address(&self, service: u32) -> Option<ServiceKey> {
-        self.content.service_addresses.get(service as usize).copied()
+    fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
+        self.content.backend_vips.get(backend as usize).copied()
     }
 
-    fn count(&self, service: u32, backend: u32, bytes: u64) {
-        self.add_traffic(service, backend, bytes, true);
+    fn count(&self, backend: u32, bytes: u64) {
+        self.add_traffic(backend, bytes, true);
     }
 }

@@ -192,7 +192,7 @@ fn a_bad_configuration_is_refused_at_the_start_with_its_place() -> Result<()> {
 /// What the maps say of services, as bpftool prints it.
 fn installed(agent: &Agent) -> Result<String> {
     let mut text = String::new();
-    for map in ["services", "vips", "service_addresses", "maglev", "members", "backends", "next_hops", "endpoints"] {
+    for map in ["services", "vips", "backend_vips", "maglev", "backends", "endpoints"] {
         let pin = agent.pins().join("maps").join(map);
         let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&pin).output()?;
         ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stdout));

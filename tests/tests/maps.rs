@@ -36,41 +36,53 @@ const SLACK_PERCENT: u64 = 5;
 
 /// Every map with the fields of its key and of its value, in the order of `lb-common`; none where it is one number.
 const FIELDS: &[(&str, &[&str], &[&str])] = &[
-    ("services", SERVICE_KEY, &["id", "flags", "slots", "slots_log2", "members", "members_count"]),
+    ("services", SERVICE_KEY, &["slots", "backends", "backends_count", "slots_log2", "flags", "pad", "pad2"]),
     ("vips", &["bytes"], &[]),
-    ("vip_filter", &[], &["words"]),
     ("service_index", &[], &["sequence", "entries"]),
-    ("service_addresses", &[], SERVICE_KEY),
+    ("backend_vips", &[], SERVICE_KEY),
     ("maglev", &[], &["slots"]),
-    ("members", &[], &["backend", "flags"]),
-    ("backends", &[], &["address", "port", "protocol", "rung", "next_hop", "netns_id", "generation", "pad", "pad2"]),
-    ("next_hops", &[], &["ifindex", "mtu", "destination_mac", "source_mac", "pad"]),
-    ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "backend", "service", "pad"]),
+    (
+        "backends",
+        &[],
+        &[
+            "address",
+            "id",
+            "endpoint",
+            "ifindex",
+            "tx_port",
+            "mtu",
+            "netns_id",
+            "generation",
+            "port",
+            "rung",
+            "flags",
+            "destination_mac",
+            "source_mac",
+            "pad",
+        ],
+    ),
+    ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "id", "backend", "pad"]),
     ("endpoint_index", &[], &["sequence", "entries"]),
-    ("bypasses", &["client", "pod", "client_port", "pod_port", "protocol", "pad", "pad2"], &["service", "since"]),
+    ("bypasses", &["client", "pod", "client_port", "pod_port", "protocol", "pad", "pad2"], &["backend", "since"]),
     ("endpoint_bypasses", &[], &["count"]),
     ("flows", &[], &["entries"]),
     ("uplinks", &[], &["mac", "pad"]),
     ("routes", &[], &["client", "since", "epoch", "ifindex", "flags", "destination_mac", "source_mac", "pad"]),
-    (
-        "settings",
-        &[],
-        &[
-            "abi_version",
-            "uplink",
-            "maglev_seed",
-            "table_seed",
-            "node_v4",
-            "node_v6",
-            "limits",
-            "route_lifetime",
-            "route_epoch",
-        ],
-    ),
+    ("node", &[], &["settings", "vip_filter"]),
     ("limiters", &[], &["tokens", "since"]),
     ("reasons", &[], &["packets", "bytes"]),
-    ("service_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
     ("backend_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
+];
+const SETTINGS: &[&str] = &[
+    "abi_version",
+    "uplink",
+    "maglev_seed",
+    "table_seed",
+    "node_v4",
+    "node_v6",
+    "limits",
+    "route_lifetime",
+    "route_epoch",
 ];
 const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad", "pad2"];
 /// The kernel takes no types for device maps (kernel/bpf/devmap.c, `map_check_no_btf`).
@@ -152,17 +164,14 @@ fn check_service(dump: &BTreeMap<String, Vec<(Value, Value)>>, service: &Service
         value["address"] == bytes(address) && value["port"] == port && value["protocol"] == protocol
     };
     let found = only(&dump["services"], |key| is(key, service.vip, service.port)).context("services")?;
-    ensure!(found["members_count"] == 1 && found["slots_log2"] == 7, "{found}");
+    ensure!(found["backends_count"] == 1 && found["slots_log2"] == 7, "{found}");
     only(&dump["vips"], |key| *key == bytes(service.vip)).context("vips")?;
-    let address = only(&dump["service_addresses"], |key| *key == found["id"])?;
-    ensure!(is(address, service.vip, service.port), "service_addresses: {address}");
-
-    let member = only(&dump["members"], |key| *key == found["members"])?;
-    let entry = only(&dump["backends"], |key| *key == member["backend"])?;
-    ensure!(is(entry, backend.ip(), backend.port()), "backends: {entry}");
+    let entry = only(&dump["backends"], |key| *key == found["backends"])?;
+    ensure!(entry["address"] == bytes(backend.ip()) && entry["port"] == backend.port(), "backends: {entry}");
     ensure!(entry["rung"] == 1, "rung redirect is 1: {entry}");
-    let port = only(&dump["next_hops"], |key| *key == entry["next_hop"])?;
-    ensure!(port["mtu"] == 1500 && number(&port["ifindex"])? > 0, "next_hops: {port}");
+    ensure!(entry["mtu"] == 1500 && number(&entry["ifindex"])? > 0, "backends: {entry}");
+    let address = only(&dump["backend_vips"], |key| *key == entry["id"])?;
+    ensure!(is(address, service.vip, service.port), "backend_vips: {address}");
 
     let block = number(&found["slots"])? / 16;
     let slots = only(&dump["maglev"], |key| *key == block)?;
@@ -170,13 +179,11 @@ fn check_service(dump: &BTreeMap<String, Vec<(Value, Value)>>, service: &Service
 
     let endpoint = only(&dump["endpoints"], |key| is(key, backend.ip(), backend.port())).context("endpoints")?;
     ensure!(endpoint["vip"] == bytes(service.vip) && endpoint["vip_port"] == service.port, "endpoints: {endpoint}");
-    ensure!(endpoint["backend"] == member["backend"] && endpoint["service"] == found["id"], "endpoints: {endpoint}");
+    ensure!(endpoint["backend"] == entry["id"] && endpoint["id"] == entry["endpoint"], "endpoints: {endpoint}");
 
-    for (map, id) in [("service_counters", &found["id"]), ("backend_counters", &member["backend"])] {
-        let counter = only(&dump[map], |key| key == id)?;
-        ensure!(total(counter, "packets")? > 0 && total(counter, "bytes")? > 0, "{map} {id}: {counter}");
-        ensure!(total(counter, "reply_packets")? > 0, "{map} {id}: {counter}");
-    }
+    let counter = only(&dump["backend_counters"], |key| *key == entry["id"])?;
+    ensure!(total(counter, "packets")? > 0 && total(counter, "bytes")? > 0, "backend_counters: {counter}");
+    ensure!(total(counter, "reply_packets")? > 0, "backend_counters: {counter}");
     Ok(())
 }
 
@@ -186,7 +193,9 @@ fn check_node(
     lab: &Lab,
     beside: &[(SocketAddr, SocketAddr)],
 ) -> Result<()> {
-    let settings = only(&dump["settings"], |key| *key == 0)?;
+    let node = only(&dump["node"], |key| *key == 0)?;
+    let settings = &node["settings"];
+    ensure!(names(settings) == SETTINGS.iter().copied().collect(), "settings: {settings}");
     ensure!(settings["node_v4"] == bytes(NODE.v4.into()) && settings["node_v6"] == bytes(NODE.v6.into()), "{settings}");
     ensure!(settings["abi_version"] == lb_common::abi::ABI_VERSION, "{settings}");
 
@@ -210,7 +219,7 @@ fn check_node(
             ends && ports && key["protocol"] == TCP
         });
         let bypass = bypass.with_context(|| format!("bypass of {client}"))?;
-        ensure!(bypass["service"] == lb_common::abi::NO_SERVICE, "bypasses: {bypass}");
+        ensure!(bypass["backend"] == lb_common::abi::NO_BACKEND, "bypasses: {bypass}");
     }
     let counted: u64 =
         dump["endpoint_bypasses"].iter().filter_map(|(_, value)| value["count"]["value"]["value"].as_u64()).sum();

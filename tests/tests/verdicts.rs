@@ -13,7 +13,7 @@ use lb_tests::{
     packets::{Checksum, Extension, Packet, QINQ, VLAN, flag, hex},
     world::{
         action::{DROP, PASS, REDIRECT, TX},
-        content::{Content, NODE, VIPS, backend, hop, pod},
+        content::{Content, NODE, VIPS, backend, hop, pod, veth},
     },
 };
 
@@ -108,11 +108,6 @@ fn marked(frame: Vec<u8>, mark: Option<Mark>) -> Vec<u8> {
     frame.to_vec()
 }
 
-fn veth(next_hop: u32) -> ([u8; 6], [u8; 6]) {
-    let hop = Content::full().next_hops[next_hop as usize];
-    (hop.destination_mac, hop.source_mac)
-}
-
 fn delivered(ends: Ends) -> Vec<Case> {
     let to_veth = |packet: Packet| {
         let (destination, source) = veth(hop::JUMBO);
@@ -205,9 +200,9 @@ fn left_alone(ends: Ends) -> Vec<Case> {
         case("three tags", (0..3).fold(ends.sent().udp(1, 94), |p, _| p.tagged(VLAN, 1)), PASS, Reason::NotIp),
         case("a backend that cannot be reached", ends.sent().tcp(1, 81), DROP, Reason::BackendUnreachable),
         case("a backend of the other family", ends.sent().tcp(1, 84), DROP, Reason::BrokenTable),
-        case("a backend without next hop", ends.sent().tcp(1, 85), DROP, Reason::BrokenTable),
+        case("a backend whose port is not in the table", ends.sent().tcp(1, 85), DROP, Reason::NoPort)
+            .becomes(ends.to_pod(backend::NO_PORT).tcp(1, 8007).macs(veth(hop::MISSING).0, veth(hop::MISSING).1)),
         case("a backend of an unknown rung", ends.sent().udp(1, 86), DROP, Reason::BrokenTable),
-        case("a backend that is not in the table", ends.sent().tcp(1, 88), DROP, Reason::BrokenTable),
         case("an interface that has gone", ends.sent().tcp(1, 87), DROP, Reason::NoPort)
             .becomes(ends.to_pod(backend::GONE).tcp(1, 8002).macs(veth(hop::GONE).0, veth(hop::GONE).1)),
     ]

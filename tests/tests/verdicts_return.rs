@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    abi::{BypassKey, Endpoint, NO_SERVICE, endpoint_flags, protocol},
+    abi::{BypassKey, Endpoint, NO_BACKEND, endpoint_flags, protocol},
     address::Address,
     reason::Reason,
     reply::{Observed, Place, Reply, observe, reply},
@@ -70,10 +70,10 @@ impl Ends {
         BypassKey { client, pod, client_port: PORT, pod_port: 8000, protocol: protocol::TCP, pad: 0, pad2: 0 }
     }
 
-    fn record(self, world: &World, service: u32) {
+    fn record(self, world: &World, backend: u32) {
         let (key, id) = (self.connection(), self.id(backend::REDIRECT));
-        assert!(lb_common::reply::ReturnTables::record_bypass(world, &key, id, NO_SERVICE));
-        assert!(lb_common::steer::Tables::record_bypass(world, &key, id, service));
+        assert!(lb_common::reply::ReturnTables::record_bypass(world, &key, id, NO_BACKEND));
+        assert!(lb_common::steer::Tables::record_bypass(world, &key, id, backend));
     }
 
     /// Flags of the endpoint that [`Ends::segment`] comes from.
@@ -129,14 +129,14 @@ fn fragment(packet: Packet) -> Packet {
 #[test]
 fn a_connection_that_is_recorded_keeps_its_source() {
     check(|ends, world| {
-        ends.record(world, NO_SERVICE);
+        ends.record(world, NO_BACKEND);
         vec![
             ("a bypass", ends.segment(), Passes(Reason::Bypassed)),
             ("another connection", ends.from(backend::REDIRECT).tcp(8000, 1), ComesFrom(ends.vip(0), 80)),
         ]
     });
     check(|ends, world| {
-        ends.record(world, world.content.service_id(VIPS[ends.family][1], 80, protocol::TCP));
+        ends.record(world, world.content.backend_id(VIPS[ends.family][1], 80, protocol::TCP, backend::REDIRECT));
         vec![("a session of the second VIP", ends.segment(), ComesFrom(ends.vip(1), 80))]
     });
     check(|ends, world| {
@@ -148,7 +148,7 @@ fn a_connection_that_is_recorded_keeps_its_source() {
 #[test]
 fn recorded_udp_answers_whom_the_record_names() {
     check(|ends, world| {
-        let second = world.content.service_id(VIPS[ends.family][1], 53, protocol::UDP);
+        let second = world.content.backend_id(VIPS[ends.family][1], 53, protocol::UDP, backend::REDIRECT);
         world.record_flow(ends.id(backend::JUMBO), ends.client.into(), 5_353, second);
         let from = |to| ends.from(backend::JUMBO).udp(8008, to);
         vec![
@@ -163,7 +163,7 @@ fn a_connection_that_the_pod_opens_is_a_bypass() {
     for ends in [0, 1].map(Ends::of) {
         let world = World::new(&Content::full().with_bypasses(1));
         assert_eq!(decide(&world, &ends.segment().syn(), Place::Pod), Passes(Reason::Bypassed));
-        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&NO_SERVICE));
+        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&NO_BACKEND));
         assert_eq!(decide(&world, &ends.segment(), Place::Pod), Passes(Reason::Bypassed), "what follows");
         let second = ends.from(backend::REDIRECT).tcp(8000, 1).syn();
         assert_eq!(decide(&world, &second, Place::Pod), Dropped(Reason::BypassesFull), "no room for another");
@@ -202,7 +202,7 @@ fn connections_beside_the_vips_are_observed() {
         assert_eq!(seen(towards(0).tcp(PORT, 9), Place::Pod), ignored, "no endpoint");
         assert_eq!(seen(towards(4).tcp(PORT, 8004), Place::Pod), ignored, "the stack's are seen at the uplink");
         assert_eq!(seen(towards(0).tcp(PORT, 8000).syn(), Place::Pod), recorded);
-        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&NO_SERVICE));
+        assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&NO_BACKEND));
         assert_eq!(seen(towards(0).tcp(PORT, 8000), Place::Pod), recorded, "what is known needs no room");
         let full = Observed::Drop(Reason::BypassesFull);
         assert_eq!(seen(towards(4).tcp(PORT, 8004), Place::Uplink), full, "no room for another");
@@ -278,7 +278,7 @@ fn the_loaded_programs_leave_bypasses_alone_and_record_them() {
         assert_eq!(kernel.run_tc("sluice_return", &frame), (UNSPEC, frame.clone()), "the bypass's reply");
         assert_eq!(kernel.reasons(), [(Reason::Bypassed, 1), (Reason::BypassSeen, 1)]);
         let (snapshot, _) = kernel.snapshot();
-        assert_eq!(snapshot.bypasses, [(ends.connection(), NO_SERVICE)].into());
+        assert_eq!(snapshot.bypasses, [(ends.connection(), NO_BACKEND)].into());
         assert_eq!(snapshot.bypass_counts[id as usize], 1);
         kernel.reset();
         kernel.add_bypass(ends.connection(), id, 9_999);

@@ -1,20 +1,18 @@
 //! Whether what the services need fits the maps, whose sizes are fixed while the agent runs.
 
-use std::{collections::HashSet, net::IpAddr};
-
 use super::{
     problem::{Position, Problem},
     raw::{RawCapacities, RawLimits},
     scalar::Scalar,
 };
 use crate::{
-    model::{Capacities, Limits, Protocol, Service},
+    model::{Capacities, Limits, Service},
     plan::maglev,
 };
 
 /// A service and its tables cost the agent about 1 KiB; more than this is not a balancer of one node any more.
 const SERVICES_MAX: u32 = 1 << 16;
-/// Every backend is 64 bytes of a preallocated array; the pods of a cluster of the largest supported size fit.
+/// Every backend is four times 64 bytes of a preallocated array; the pods of a cluster of the largest supported size fit.
 const BACKENDS_MAX: u32 = 1 << 20;
 /// Positions that a slot can name.
 const BACKENDS_OF_SERVICE_MAX: usize = u16::MAX as usize;
@@ -87,13 +85,10 @@ pub(super) fn check(
     problems: &mut Vec<Problem>,
 ) {
     let at = |value: Option<&Scalar>| value.map_or(place, |value| value.position);
-    let endpoints: HashSet<(IpAddr, Protocol, u16)> = services
-        .iter()
-        .flat_map(|service| service.backends.iter().map(|backend| (backend.address, service.protocol, backend.port)))
-        .collect();
+    let backends = services.iter().map(|service| service.backends.len()).sum();
     let counted = [
         ("services", services.len(), capacities.services, raw.and_then(|raw| raw.services.as_ref()), SERVICES_MAX),
-        ("backends", endpoints.len(), capacities.backends, raw.and_then(|raw| raw.backends.as_ref()), BACKENDS_MAX),
+        ("backends", backends, capacities.backends, raw.and_then(|raw| raw.backends.as_ref()), BACKENDS_MAX),
     ];
     for (key, needed, capacity, value, most) in counted {
         if needed as u64 > u64::from(capacity) {

@@ -473,9 +473,9 @@ services:
         &[
             "2 services do not fit the capacity of 1; \
              set capacities.services to at least 2 (at most 65536), or configure fewer",
-            // 10.0.0.1 once for each port, 10.0.0.2 once.
-            "3 backends do not fit the capacity of 2; \
-             set capacities.backends to at least 3 (at most 1048576), or configure fewer",
+            // Each address once for each port.
+            "4 backends do not fit the capacity of 2; \
+             set capacities.backends to at least 4 (at most 1048576), or configure fewer",
             // 512 for each, twice.
             "the services need 2048 Maglev slots (the most by `a`: 512 slots) and the capacity is 1024; \
              set capacities.maglevSlots to 2048, or let the weights of a service lie closer together",

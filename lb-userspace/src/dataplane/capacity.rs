@@ -2,19 +2,19 @@
 
 use lb_common::{abi, flow, index};
 
-use crate::{model::Capacities, plan::planner::member_capacity};
+use crate::{model::Capacities, plan::planner::backend_entries};
 
 /// Sizes that the loader sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Services, one of them the self-test's.
     pub services: u32,
-    /// Backends and next hops, one of them the self-test's.
+    /// Ids of backends and of endpoints, and ports; one of each the self-test's.
     pub backends: u32,
     /// Elements of `maglev`, the last the self-test's.
     pub slot_blocks: u32,
-    /// Entries of `members`, the last the self-test's.
-    pub members: u32,
+    /// Entries of `backends`, the last the self-test's.
+    pub backend_entries: u32,
     /// Entries of `bypasses`.
     pub bypasses: u32,
     /// Logarithm to base 2 of the buckets of `flows`.
@@ -37,7 +37,7 @@ impl Sizes {
             services,
             backends,
             slot_blocks: capacities.maglev_slots.div_ceil(abi::SLOTS_PER_BLOCK as u32) + 1,
-            members: member_capacity(capacities) + 1,
+            backend_entries: backend_entries(capacities) + 1,
             bypasses: capacities.bypasses,
             flows_log2: log2(capacities.flows.div_ceil(flow::WAYS as u32)),
             // Half full at most, VIPs counted as services: then hardly a bucket overflows.
@@ -65,12 +65,9 @@ impl Sizes {
             ("services", services, hash(services, key, size_of::<abi::Service>())),
             ("vips", services, hash(services, 16, 4)),
             ("service_index", service_buckets, array(service_buckets, size_of::<index::ServiceBucket>())),
-            ("vip_filter", 1, array(1, size_of::<index::Filter>())),
-            ("service_addresses", services, array(services, key)),
+            ("backend_vips", backends, array(backends, key)),
             ("maglev", self.slot_blocks, array(self.slot_blocks, size_of::<abi::SlotBlock>())),
-            ("members", self.members, array(self.members, size_of::<abi::Member>())),
-            ("backends", backends, array(backends, size_of::<abi::Backend>())),
-            ("next_hops", backends, array(backends, size_of::<abi::NextHop>())),
+            ("backends", self.backend_entries, array(self.backend_entries, size_of::<abi::Backend>())),
             ("tx_ports", backends, array(backends, 8)),
             ("endpoints", backends, hash(backends, key, size_of::<abi::Endpoint>())),
             ("endpoint_index", endpoint_buckets, array(endpoint_buckets, size_of::<index::EndpointBucket>())),
@@ -79,10 +76,9 @@ impl Sizes {
             ("flows", flows, array(flows, size_of::<flow::Bucket>())),
             ("uplinks", 16, hash(16, 4, size_of::<abi::Uplink>())),
             ("routes", 1024, per_cpu(1024, size_of::<abi::Route>())),
-            ("settings", 1, array(1, size_of::<abi::Settings>())),
+            ("node", 1, array(1, size_of::<abi::Node>())),
             ("limiters", 3, per_cpu(3, size_of::<abi::Bucket>())),
             ("reasons", lb_common::reason::REASONS as u32, per_cpu(lb_common::reason::REASONS as u32, 16)),
-            ("service_counters", services, per_cpu(services, traffic)),
             ("backend_counters", backends, per_cpu(backends, traffic)),
         ]
     }

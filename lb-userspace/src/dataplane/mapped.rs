@@ -7,6 +7,7 @@ use std::{
 };
 
 use aya::maps::MapData;
+use lb_common::{abi, index::Filter};
 
 /// A `BPF_F_MMAPABLE` array as a slice that programs read and write at the same time: elements are accessed one
 /// word at a time, never through plain references.
@@ -53,13 +54,14 @@ impl<T> Mapped<T> {
         self.elements == 0
     }
 
-    /// Writes one element as one store.
+    /// Writes one element: as one store where it has eight bytes at most, which programs may read at the same time; a
+    /// larger one only where none does.
     ///
     /// # Panics
     /// Where `index` is beyond the array, which is a defect of the planner.
     pub fn write(&self, index: usize, value: T) {
         assert!(index < self.elements, "element {index} of {}", self.elements);
-        // SAFETY: in bounds; `T` is four or eight bytes and aligned, so the store is one.
+        // SAFETY: in bounds and aligned.
         unsafe { self.start.add(index).write_volatile(value) }
     }
 }
@@ -67,8 +69,7 @@ impl<T> Mapped<T> {
 /// Elements that consist of words may be shared as they are.
 pub trait Shared {}
 impl Shared for lb_common::flow::Bucket {}
-impl Shared for lb_common::abi::BypassCount {}
-impl Shared for lb_common::index::Filter {}
+impl Shared for abi::BypassCount {}
 impl<const V: usize> Shared for lb_common::index::Bucket<V> {}
 
 impl<T: Shared> Mapped<T> {
@@ -76,6 +77,20 @@ impl<T: Shared> Mapped<T> {
     pub const fn elements(&self) -> &[T] {
         // SAFETY: the mapping lives as long as `self`, and these types allow concurrent access.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.elements) }
+    }
+}
+
+impl Mapped<abi::Node> {
+    /// The bits that say which addresses are no VIP.
+    pub const fn vip_filter(&self) -> &Filter {
+        // SAFETY: the map has one element, which lives as long as `self`; the filter consists of words.
+        unsafe { &(*self.start.as_ptr()).vip_filter }
+    }
+
+    /// Writes the settings. Programs that run meanwhile may see some of the new ones before the others.
+    pub fn write_settings(&self, settings: abi::Settings) {
+        // SAFETY: as above; nobody holds a reference to the settings, which programs only read.
+        unsafe { (&raw mut (*self.start.as_ptr()).settings).write_volatile(settings) }
     }
 }
 

@@ -66,7 +66,7 @@ pub fn ask(object: &mut Ebpf, tables: &mut Tables, sizes: &Sizes, question: &Que
     for op in [MapOp::RemoveService { key: service }, MapOp::RemoveEndpoint { key: endpoint }] {
         tables.apply(&op)?;
     }
-    tables.apply(&MapOp::SetNextHop { id: backend, value: abi::NextHop::default() })?;
+    tables.apply(&MapOp::SetTxPort { id: backend, ifindex: 0 })?;
     answered
 }
 
@@ -77,32 +77,26 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
     let rung = rung_number(place.rung);
     let stack = if place.rung == Rung::Stack { endpoint_flags::STACK } else { 0 };
     let slots = (sizes.slot_blocks - 1) * abi::SLOTS_PER_BLOCK as u32;
-    let members = sizes.members - 1;
-    let service_id = sizes.services - 1;
+    let entry = sizes.backend_entries - 1;
     vec![
-        MapOp::SetNextHop {
-            id,
-            value: abi::NextHop {
+        MapOp::SetTxPort { id, ifindex: place.ifindex },
+        MapOp::WriteBackends {
+            offset: entry,
+            backends: vec![abi::Backend {
+                address: question.address.into(),
+                id,
+                endpoint: id,
                 ifindex: place.ifindex,
+                tx_port: id,
                 mtu: place.mtu,
+                netns_id: place.netns_id.unwrap_or(u32::MAX),
+                port: question.port,
+                rung,
                 destination_mac: place.destination_mac,
                 source_mac: place.source_mac,
-                pad: 0,
-            },
-        },
-        MapOp::SetBackend {
-            id,
-            value: abi::Backend {
-                address: question.address.into(),
-                port: question.port,
-                protocol: protocol::TCP,
-                rung,
-                next_hop: id,
-                netns_id: place.netns_id.unwrap_or(u32::MAX),
                 ..abi::Backend::default()
-            },
+            }],
         },
-        MapOp::WriteMembers { offset: members, members: vec![abi::Member { backend: id, flags: 0 }] },
         MapOp::WriteSlots { offset: slots, slots: vec![abi::Slot::default()] },
         MapOp::SetEndpoint {
             key: endpoint,
@@ -110,14 +104,14 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
                 vip: service.address,
                 vip_port: service.port,
                 flags: endpoint_flags::SELF_TEST | stack,
+                id,
                 backend: id,
-                service: service_id,
                 pad: 0,
             },
         },
         MapOp::SetService {
             key: service,
-            value: abi::Service { id: service_id, flags: 0, slots, slots_log2: 0, members, members_count: 1 },
+            value: abi::Service { slots, backends: entry, backends_count: 1, ..abi::Service::default() },
         },
     ]
 }

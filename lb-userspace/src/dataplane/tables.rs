@@ -48,36 +48,35 @@ impl<const V: usize> IndexWriter<V> {
 
 /// The filter in front of services and VIPs, and who needs each of its bits to be clear.
 struct FilterWriter {
-    memory: Mapped<index::Filter>,
     users: HashMap<(usize, u32), HashSet<ServiceKey>>,
     seed: u64,
 }
 
 impl FilterWriter {
     /// No address is a VIP yet.
-    fn new(memory: Mapped<index::Filter>, seed: u64) -> Self {
-        for word in &memory.elements()[0].words {
+    fn new(filter: &index::Filter, seed: u64) -> Self {
+        for word in &filter.words {
             word.store(u64::MAX);
         }
-        Self { memory, users: HashMap::new(), seed }
+        Self { users: HashMap::new(), seed }
     }
 
     /// Called before the key can be found in the tables.
-    fn add(&mut self, key: &ServiceKey) {
+    fn add(&mut self, filter: &index::Filter, key: &ServiceKey) {
         let (word, bit) = index::filter_position(key.address, self.seed);
         self.users.entry((word, bit)).or_default().insert(*key);
-        let word = &self.memory.elements()[0].words[word];
+        let word = &filter.words[word];
         word.store(word.load() & !(1 << bit));
     }
 
     /// Called after the key has gone from the tables.
-    fn remove(&mut self, key: &ServiceKey) {
+    fn remove(&mut self, filter: &index::Filter, key: &ServiceKey) {
         let position @ (word, bit) = index::filter_position(key.address, self.seed);
         let Some(users) = self.users.get_mut(&position) else { return };
         users.remove(key);
         if users.is_empty() {
             self.users.remove(&position);
-            let word = &self.memory.elements()[0].words[word];
+            let word = &filter.words[word];
             word.store(word.load() | 1 << bit);
         }
     }
@@ -89,11 +88,9 @@ pub struct Tables {
     vips: BpfHash<MapData, Address, u32>,
     service_index: IndexWriter<3>,
     vip_filter: FilterWriter,
-    service_addresses: Array<MapData, ServiceKey>,
+    backend_vips: Array<MapData, ServiceKey>,
     slots: Mapped<abi::Slot>,
-    members: Mapped<abi::Member>,
-    backends: Array<MapData, abi::Backend>,
-    next_hops: Array<MapData, abi::NextHop>,
+    backends: Mapped<abi::Backend>,
     tx_ports: DevMap<MapData>,
     endpoints: BpfHash<MapData, ServiceKey, abi::Endpoint>,
     endpoint_index: IndexWriter<4>,
@@ -101,9 +98,8 @@ pub struct Tables {
     bypass_counts: Mapped<abi::BypassCount>,
     flows: Mapped<flow::Bucket>,
     uplinks: BpfHash<MapData, u32, abi::Uplink>,
-    settings: Array<MapData, Settings>,
+    node: Mapped<abi::Node>,
     reasons: PerCpuArray<MapData, Counter>,
-    service_counters: PerCpuArray<MapData, Traffic>,
     backend_counters: PerCpuArray<MapData, Traffic>,
     written: Settings,
 }
@@ -139,30 +135,28 @@ impl Tables {
             log2: sizes.endpoint_index_log2,
             seed,
         };
-        let mut tables = Self {
+        let node: Mapped<abi::Node> = mapped(object, "node", 1)?;
+        let tables = Self {
             slots: mapped(object, "maglev", sizes.slot_blocks as usize * abi::SLOTS_PER_BLOCK)?,
-            members: mapped(object, "members", sizes.members as usize)?,
+            backends: mapped(object, "backends", sizes.backend_entries as usize)?,
             bypass_counts: mapped(object, "endpoint_bypasses", sizes.backends as usize)?,
             flows: mapped(object, "flows", 1 << sizes.flows_log2)?,
             service_index,
-            vip_filter: FilterWriter::new(mapped(object, "vip_filter", 1)?, seed),
+            vip_filter: FilterWriter::new(node.vip_filter(), seed),
             endpoint_index,
             services: take!(object, "services"),
             vips: take!(object, "vips"),
-            service_addresses: take!(object, "service_addresses"),
-            backends: take!(object, "backends"),
-            next_hops: take!(object, "next_hops"),
+            backend_vips: take!(object, "backend_vips"),
             tx_ports: take!(object, "tx_ports"),
             endpoints: take!(object, "endpoints"),
             bypasses: take!(object, "bypasses"),
             uplinks: take!(object, "uplinks"),
-            settings: take!(object, "settings"),
+            node,
             reasons: take!(object, "reasons"),
-            service_counters: take!(object, "service_counters"),
             backend_counters: take!(object, "backend_counters"),
             written: settings,
         };
-        tables.settings.set(0, settings, 0)?;
+        tables.node.write_settings(settings);
         Ok(tables)
     }
 
@@ -176,7 +170,7 @@ impl Tables {
         let mut settings = self.written;
         change(&mut settings);
         if settings != self.written {
-            self.settings.set(0, settings, 0)?;
+            self.node.write_settings(settings);
             self.written = settings;
         }
         Ok(())
@@ -195,11 +189,13 @@ impl Tables {
     /// Applies one write.
     pub fn apply(&mut self, op: &MapOp) -> Result<(), DataPlaneError> {
         match op {
-            MapOp::SetNextHop { id, value } => self.set_next_hop(*id, value)?,
-            MapOp::SetBackend { id, value } => self.backends.set(*id, value, 0)?,
-            MapOp::WriteMembers { offset, members } | MapOp::UpdateMembers { offset, members } => {
-                for (at, member) in (*offset as usize..).zip(members) {
-                    self.members.write(at, *member);
+            // Interface 0 empties the port (kernel/bpf/devmap.c, __dev_map_update_elem).
+            MapOp::SetTxPort { id, ifindex } => {
+                self.tx_ports.set(*id, *ifindex, None, 0).map_err(|source| DataPlaneError::Port { id: *id, source })?;
+            }
+            MapOp::WriteBackends { offset, backends } => {
+                for (at, backend) in (*offset as usize..).zip(backends) {
+                    self.backends.write(at, *backend);
                 }
             }
             MapOp::WriteSlots { offset, slots } => {
@@ -207,7 +203,7 @@ impl Tables {
                     self.slots.write(at, *slot);
                 }
             }
-            MapOp::SetServiceAddress { id, key } => self.service_addresses.set(*id, key, 0)?,
+            MapOp::SetBackendVip { id, key } => self.backend_vips.set(*id, key, 0)?,
             MapOp::SetEndpoint { key, value } => {
                 self.endpoints.insert(key, value, 0)?;
                 // SAFETY: both are 32 bytes of plain integers without padding.
@@ -219,36 +215,29 @@ impl Tables {
                 ignore_missing(self.endpoints.remove(key))?;
             }
             MapOp::SetService { key, value } => {
-                self.vip_filter.add(key);
+                self.vip_filter.add(self.node.vip_filter(), key);
                 self.services.insert(key, value, 0)?;
                 self.service_index.change(key, Some(service_words(*value)));
             }
             MapOp::RemoveService { key } => {
                 self.service_index.change(key, None);
                 ignore_missing(self.services.remove(key))?;
-                self.vip_filter.remove(key);
+                self.vip_filter.remove(self.node.vip_filter(), key);
             }
             MapOp::SetVip { address, services: 0 } => {
                 self.service_index.change(&ServiceKey::of_vip(*address), None);
                 ignore_missing(self.vips.remove(address))?;
-                self.vip_filter.remove(&ServiceKey::of_vip(*address));
+                self.vip_filter.remove(self.node.vip_filter(), &ServiceKey::of_vip(*address));
             }
             MapOp::SetVip { address, services } => {
-                self.vip_filter.add(&ServiceKey::of_vip(*address));
+                self.vip_filter.add(self.node.vip_filter(), &ServiceKey::of_vip(*address));
                 self.vips.insert(address, services, 0)?;
                 let value = abi::Service { flags: service_flags::VIP, ..abi::Service::default() };
                 self.service_index.change(&ServiceKey::of_vip(*address), Some(service_words(value)));
             }
-            MapOp::ClearServiceCounters { id } => clear(&mut self.service_counters, *id)?,
             MapOp::ClearBackendCounters { id } => clear(&mut self.backend_counters, *id)?,
         }
         Ok(())
-    }
-
-    fn set_next_hop(&mut self, id: u32, value: &abi::NextHop) -> Result<(), DataPlaneError> {
-        // Interface 0 empties the port (kernel/bpf/devmap.c, __dev_map_update_elem).
-        self.tx_ports.set(id, value.ifindex, None, 0).map_err(|source| DataPlaneError::Port { id, source })?;
-        Ok(self.next_hops.set(id, value, 0)?)
     }
 
     /// The endpoint at a key, as the return path sees it.
@@ -257,13 +246,13 @@ impl Tables {
     }
 
     /// Records a connection that reaches an endpoint without a VIP. Counted before it is there, as the programs do.
-    pub fn record_bypass(&mut self, key: &BypassKey, backend: u32, since: u32) -> Result<(), DataPlaneError> {
+    pub fn record_bypass(&mut self, key: &BypassKey, endpoint: u32, since: u32) -> Result<(), DataPlaneError> {
         if self.bypasses.get(key, 0).is_ok() {
             return Ok(());
         }
-        let count = &self.bypass_counts.elements()[backend as usize].count;
+        let count = &self.bypass_counts.elements()[endpoint as usize].count;
         count.add(1);
-        let value = Bypass { service: abi::NO_SERVICE, since };
+        let value = Bypass { backend: abi::NO_BACKEND, since };
         self.bypasses.insert(key, value, aya_flags::NO_EXIST).or_else(|error| {
             count.add(u64::MAX);
             if self.bypasses.get(key, 0).is_ok() { Ok(()) } else { Err(error.into()) }
@@ -275,11 +264,11 @@ impl Tables {
         self.bypasses.iter().filter_map(Result::ok).collect()
     }
 
-    /// Takes a record away; `backend` is that of its endpoint.
-    pub fn remove_bypass(&mut self, key: &BypassKey, backend: Option<u32>) -> Result<(), DataPlaneError> {
+    /// Takes a record away; `endpoint` is the id of its endpoint.
+    pub fn remove_bypass(&mut self, key: &BypassKey, endpoint: Option<u32>) -> Result<(), DataPlaneError> {
         match self.bypasses.remove(key) {
             Ok(()) => {
-                if let Some(count) = backend.and_then(|id| self.bypass_counts.elements().get(id as usize)) {
+                if let Some(count) = endpoint.and_then(|id| self.bypass_counts.elements().get(id as usize)) {
                     count.count.add(u64::MAX);
                 }
                 Ok(())
@@ -288,17 +277,17 @@ impl Tables {
         }
     }
 
-    /// No records of a backend are left: its id may name another one.
-    pub fn clear_bypass_count(&self, backend: u32) {
-        self.bypass_counts.elements()[backend as usize].count.store(0);
+    /// No records of an endpoint are left: its id may name another one.
+    pub fn clear_bypass_count(&self, endpoint: u32) {
+        self.bypass_counts.elements()[endpoint as usize].count.store(0);
     }
 
-    /// Removes recorded UDP clients of these backends and services.
-    pub fn forget_flows(&self, backends: &[u32], services: &[u32]) {
+    /// Removes recorded UDP clients of these endpoints and backends.
+    pub fn forget_flows(&self, endpoints: &[u32], backends: &[u32]) {
         for bucket in self.flows.elements() {
             for entry in &bucket.entries {
-                if let Some((key, service, _)) = flow::snapshot(entry)
-                    && (backends.contains(&key.parts().0) || services.contains(&service))
+                if let Some((key, backend, _)) = flow::snapshot(entry)
+                    && (endpoints.contains(&key.parts().0) || backends.contains(&backend))
                 {
                     flow::remove(entry, &key);
                 }
@@ -321,12 +310,7 @@ impl Tables {
             .collect()
     }
 
-    /// Forwarded packets of a service.
-    pub fn service_traffic(&self, id: u32) -> Result<Traffic, DataPlaneError> {
-        Ok(sum(&self.service_counters.get(&id, 0)?))
-    }
-
-    /// Forwarded packets of a backend.
+    /// Forwarded packets of a backend of one service.
     pub fn backend_traffic(&self, id: u32) -> Result<Traffic, DataPlaneError> {
         Ok(sum(&self.backend_counters.get(&id, 0)?))
     }
@@ -338,12 +322,12 @@ impl Tables {
     }
 
     /// Drops what a pod's address is recorded under.
-    pub fn forget_pod(&mut self, pod: IpAddr, backend_of: impl Fn(&BypassKey) -> Option<u32>) {
+    pub fn forget_pod(&mut self, pod: IpAddr, endpoint_of: impl Fn(&BypassKey) -> Option<u32>) {
         let address = Address::from(pod);
         let gone: BTreeMap<usize, BypassKey> =
             self.bypasses().into_iter().map(|(key, _)| key).filter(|key| key.pod == address).enumerate().collect();
         for key in gone.values() {
-            let _ = self.remove_bypass(key, backend_of(key));
+            let _ = self.remove_bypass(key, endpoint_of(key));
         }
     }
 }
@@ -359,12 +343,7 @@ fn service_words(value: abi::Service) -> [u64; 3] {
 }
 
 fn sum(values: &PerCpuValues<Traffic>) -> Traffic {
-    values.iter().fold(Traffic::default(), |sum, cpu| Traffic {
-        packets: sum.packets + cpu.packets,
-        bytes: sum.bytes + cpu.bytes,
-        reply_packets: sum.reply_packets + cpu.reply_packets,
-        reply_bytes: sum.reply_bytes + cpu.reply_bytes,
-    })
+    values.iter().fold(Traffic::default(), |sum, cpu| sum + *cpu)
 }
 
 fn clear(map: &mut PerCpuArray<MapData, Traffic>, id: u32) -> Result<(), DataPlaneError> {

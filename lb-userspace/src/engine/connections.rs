@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::abi::{BypassKey, NO_SERVICE, ServiceKey, endpoint_flags, protocol};
+use lb_common::abi::{BypassKey, ServiceKey, endpoint_flags, protocol};
 use tracing::{debug, warn};
 
 use super::Engine;
@@ -46,18 +46,18 @@ impl Engine {
             let mut learning = *value;
             learning.flags |= endpoint_flags::LEARNING;
             self.tables.apply(&MapOp::SetEndpoint { key: *key, value: learning })?;
-            self.learn(key, value.backend);
+            self.learn(key, value.id);
         }
         self.tables.apply(op)?;
         Ok(())
     }
 
     /// Records what is connected to an endpoint now.
-    fn learn(&mut self, key: &ServiceKey, backend: u32) {
+    fn learn(&mut self, key: &ServiceKey, endpoint: u32) {
         let address = IpAddr::from(key.address);
         match self.sockets_of(address, &[key.port]) {
             // The pod's other addresses are other endpoints, with counts of their own.
-            Ok(found) => self.record(found, |local| (local.ip() == address).then_some(backend)),
+            Ok(found) => self.record(found, |local| (local.ip() == address).then_some(endpoint)),
             Err(error) => warn!(%address, port = key.port, %error, "cannot list a pod's connections"),
         }
     }
@@ -72,15 +72,15 @@ impl Engine {
             addresses.iter().copied().filter(|address| self.followed.get(address) != Some(&cookie)).collect();
         let endpoints: BTreeMap<(IpAddr, u16), u32> = self
             .planner
-            .backends()
+            .endpoints()
             .iter()
             .filter(|(key, _)| key.protocol == Protocol::Tcp && fresh.contains(&key.address))
-            .map(|(key, backend)| ((key.address, key.port), backend.id))
+            .map(|(key, endpoint)| ((key.address, key.port), endpoint.id))
             .collect();
         if !endpoints.is_empty() {
             for address in &fresh {
                 let planner = &self.planner;
-                self.tables.forget_pod(*address, |key| backend_of(planner, key));
+                self.tables.forget_pod(*address, |key| endpoint_of(planner, key));
             }
             let ports: BTreeSet<u16> = endpoints.keys().map(|(_, port)| *port).collect();
             let ports: Vec<u16> = ports.into_iter().collect();
@@ -106,12 +106,12 @@ impl Engine {
         }
     }
 
-    fn record(&mut self, found: Vec<Connection>, backend_of: impl Fn(SocketAddr) -> Option<u32>) {
+    fn record(&mut self, found: Vec<Connection>, endpoint_of: impl Fn(SocketAddr) -> Option<u32>) {
         let since = self.clock.coarse();
         for connection in found {
-            let Some(backend) = backend_of(connection.local) else { continue };
+            let Some(endpoint) = endpoint_of(connection.local) else { continue };
             let key = key_of(&connection);
-            if let Err(error) = self.tables.record_bypass(&key, backend, since) {
+            if let Err(error) = self.tables.record_bypass(&key, endpoint, since) {
                 warn!(%error, local = %connection.local, remote = %connection.remote, "cannot record a connection");
             }
         }
@@ -141,8 +141,8 @@ impl Engine {
                     _ => age > UDP_IDLE,
                 };
                 if over {
-                    let backend = backend_of(&self.planner, &key);
-                    if let Err(error) = self.tables.remove_bypass(&key, backend) {
+                    let endpoint = endpoint_of(&self.planner, &key);
+                    if let Err(error) = self.tables.remove_bypass(&key, endpoint) {
                         warn!(%error, %pod, "cannot remove the record of a connection");
                     }
                 }
@@ -153,18 +153,20 @@ impl Engine {
     /// Lets go of identifiers that nothing uses, with whatever is recorded under them.
     pub(super) fn retire(&mut self) {
         let retired = self.planner.retire(self.started.elapsed());
-        if retired.services.is_empty() && retired.backends.is_empty() {
+        if retired.backends.is_empty() && retired.endpoints.is_empty() {
             return;
         }
-        self.tables.forget_flows(&retired.backends, &retired.services);
+        self.keep_traffic(&retired.backends);
+        let backends: Vec<u32> = retired.backends.iter().map(|(id, _)| *id).collect();
+        self.tables.forget_flows(&retired.endpoints, &backends);
         for (key, bypass) in self.tables.bypasses() {
-            let named = bypass.service != NO_SERVICE && retired.services.contains(&bypass.service);
-            if named || backend_of(&self.planner, &key).is_none() {
-                let _ = self.tables.remove_bypass(&key, backend_of(&self.planner, &key));
+            let endpoint = endpoint_of(&self.planner, &key);
+            if backends.contains(&bypass.backend) || endpoint.is_none() {
+                let _ = self.tables.remove_bypass(&key, endpoint);
             }
         }
-        for backend in retired.backends {
-            self.tables.clear_bypass_count(backend);
+        for endpoint in retired.endpoints {
+            self.tables.clear_bypass_count(endpoint);
         }
     }
 }
@@ -181,8 +183,8 @@ fn key_of(connection: &Connection) -> BypassKey {
     }
 }
 
-fn backend_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {
+fn endpoint_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {
     let protocol = if key.protocol == protocol::TCP { Protocol::Tcp } else { Protocol::Udp };
     let endpoint = EndpointKey { address: key.pod.into(), protocol, port: key.pod_port };
-    planner.backends().get(&endpoint).map(|backend| backend.id)
+    planner.endpoints().get(&endpoint).map(|endpoint| endpoint.id)
 }

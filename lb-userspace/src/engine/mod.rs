@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use lb_common::{
-    abi::{ABI_VERSION, Limit, Settings},
+    abi::{ABI_VERSION, Limit, Settings, Traffic},
     limiter::TOKEN,
 };
 use tokio::{
@@ -50,7 +50,11 @@ use crate::{
         netns::Namespaces,
         routes,
     },
-    plan::{maglev, ops::MapOp, planner::Planner},
+    plan::{
+        maglev,
+        ops::MapOp,
+        planner::{Planner, VipKey},
+    },
     status::{self, Status},
 };
 
@@ -76,6 +80,8 @@ pub struct Engine {
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
     pending: VecDeque<MapOp>,
+    /// By service, what backends forwarded that are its no more.
+    gone_traffic: BTreeMap<VipKey, Traffic>,
     clock: Clock,
     started: Instant,
     last_error: Option<String>,
@@ -126,6 +132,7 @@ impl Engine {
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
             pending: VecDeque::new(),
+            gone_traffic: BTreeMap::new(),
             clock,
             started: Instant::now(),
             last_error: None,

@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
-use lb_common::reason::Reason;
+use lb_common::{abi::Traffic, reason::Reason};
 
 use super::Engine;
 use crate::{
     model::Service,
-    plan::planner::{EndpointKey, VipKey},
+    plan::planner::VipKey,
     status::{BackendState, BackendStatus, MapStatus, ReasonStatus, ServiceStatus, Status},
 };
 
@@ -32,37 +32,63 @@ impl Engine {
     fn service_status(&self, service: &Service) -> ServiceStatus {
         let key = VipKey { address: service.vip, protocol: service.protocol, port: service.port };
         let installed = self.planner.services().get(&key);
-        let traffic = installed.and_then(|i| self.tables.service_traffic(i.value.id).ok()).unwrap_or_default();
         let shares = installed.map_or(&[][..], |installed| &installed.shares);
-        let backends = service.backends.iter().enumerate().map(|(at, backend)| {
-            let finding = self.findings.get(&(backend.address, service.rung));
-            let id = self.planner.backends().get(&EndpointKey::of(service, backend)).map(|b| b.id);
-            let traffic = id.and_then(|id| self.tables.backend_traffic(id).ok()).unwrap_or_default();
-            BackendStatus {
-                address: backend.address,
-                port: backend.port,
-                weight: backend.weight,
-                drain: backend.drain,
-                slots: shares.get(at).copied().unwrap_or(0),
-                rung: finding.and_then(|finding| finding.rung),
-                state: finding.map_or(BackendState::Pending, |finding| finding.state),
-                reason: finding.and_then(|finding| finding.reason.clone()),
-                interface: finding.and_then(|finding| finding.interface().map(str::to_owned)),
-                packets: traffic.packets,
-                bytes: traffic.bytes,
-            }
-        });
+        let backends: Vec<BackendStatus> = service
+            .backends
+            .iter()
+            .enumerate()
+            .map(|(at, backend)| {
+                let finding = self.findings.get(&(backend.address, service.rung));
+                let id = installed.and_then(|installed| installed.backends.get(at)).map(|backend| backend.id);
+                let traffic = id.map(|id| self.traffic_of(id)).unwrap_or_default();
+                BackendStatus {
+                    address: backend.address,
+                    port: backend.port,
+                    weight: backend.weight,
+                    drain: backend.drain,
+                    slots: shares.get(at).copied().unwrap_or(0),
+                    rung: finding.and_then(|finding| finding.rung),
+                    state: finding.map_or(BackendState::Pending, |finding| finding.state),
+                    reason: finding.and_then(|finding| finding.reason.clone()),
+                    interface: finding.and_then(|finding| finding.interface().map(str::to_owned)),
+                    packets: traffic.packets,
+                    bytes: traffic.bytes,
+                }
+            })
+            .collect();
+        let gone = self.gone_traffic(&key);
         ServiceStatus {
             name: service.name.clone(),
             vip: service.vip,
             protocol: service.protocol,
             port: service.port,
             replies: service.replies,
-            packets: traffic.packets,
-            bytes: traffic.bytes,
-            slots: installed.filter(|i| i.value.members_count != 0).map_or(0, |i| 1 << i.value.slots_log2),
-            backends: backends.collect(),
+            packets: gone.packets + backends.iter().map(|backend| backend.packets).sum::<u64>(),
+            bytes: gone.bytes + backends.iter().map(|backend| backend.bytes).sum::<u64>(),
+            slots: installed.filter(|i| i.value.backends_count != 0).map_or(0, |i| 1 << i.value.slots_log2),
+            backends,
         }
+    }
+
+    fn traffic_of(&self, backend: u32) -> Traffic {
+        self.tables.backend_traffic(backend).unwrap_or_default()
+    }
+
+    /// What the service's backends forwarded that are its no more: its own count never falls.
+    fn gone_traffic(&self, service: &VipKey) -> Traffic {
+        let leaving = self.planner.leaving().iter().filter(|(_, of)| *of == service);
+        let kept = self.gone_traffic.get(service).copied().unwrap_or_default();
+        leaving.fold(kept, |sum, (id, _)| sum + self.traffic_of(*id))
+    }
+
+    /// Takes over the counts of backends whose ids are given out anew.
+    pub(super) fn keep_traffic(&mut self, backends: &[(u32, VipKey)]) {
+        for (id, service) in backends {
+            let traffic = self.traffic_of(*id);
+            let kept = self.gone_traffic.entry(*service).or_default();
+            *kept = *kept + traffic;
+        }
+        self.gone_traffic.retain(|service, _| self.planner.services().contains_key(service));
     }
 
     fn reason_status(&self) -> Vec<ReasonStatus> {
@@ -81,8 +107,8 @@ impl Engine {
         let used = |name: &str| match name {
             "services" => Some(self.planner.services().len()),
             "vips" => Some(self.planner.vips().len()),
-            "backends" => Some(self.planner.backends().len()),
-            "endpoints" => Some(self.planner.backends().values().filter(|b| b.endpoint.is_some()).count()),
+            "backend_counters" => Some(self.planner.services().values().map(|service| service.backends.len()).sum()),
+            "endpoints" => Some(self.planner.endpoints().values().filter(|e| e.value.is_some()).count()),
             "bypasses" => Some(bypasses as usize),
             "flows" => Some(flows as usize),
             _ => None,

@@ -1,40 +1,26 @@
 //! What must be written to the maps, in order.
 
 use lb_common::{
-    abi::{Backend, Endpoint, Member, NextHop, Service, ServiceKey, Slot},
+    abi::{Backend, Endpoint, Service, ServiceKey, Slot},
     address::Address,
 };
 
 /// One write. A list of them is applied in order: what a later one makes visible is complete by then.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MapOp {
-    /// `next_hops` and `tx_ports`.
-    SetNextHop {
-        /// Index of both.
-        id: u32,
-        /// New value; interface 0 empties the port.
-        value: NextHop,
-    },
-    /// `backends`.
-    SetBackend {
+    /// `tx_ports`.
+    SetTxPort {
         /// Index.
         id: u32,
-        /// New value.
-        value: Backend,
+        /// The interface; 0 empties the port.
+        ifindex: u32,
     },
-    /// `members`, a range that nothing points to yet.
-    WriteMembers {
+    /// `backends`, a range that nothing points to yet.
+    WriteBackends {
         /// First entry.
         offset: u32,
         /// Entries.
-        members: Vec<Member>,
-    },
-    /// `members`, in a range that is in use; entries keep their backend.
-    UpdateMembers {
-        /// First entry.
-        offset: u32,
-        /// Entries.
-        members: Vec<Member>,
+        backends: Vec<Backend>,
     },
     /// `maglev`, a range that nothing points to yet.
     WriteSlots {
@@ -43,9 +29,9 @@ pub enum MapOp {
         /// Slots.
         slots: Vec<Slot>,
     },
-    /// `service_addresses`.
-    SetServiceAddress {
-        /// Index.
+    /// `backend_vips`.
+    SetBackendVip {
+        /// Backend id.
         id: u32,
         /// VIP, port, protocol.
         key: ServiceKey,
@@ -80,11 +66,6 @@ pub enum MapOp {
         address: Address,
         /// Services that it has; 0 removes it.
         services: u32,
-    },
-    /// Counters of an id that is given out anew.
-    ClearServiceCounters {
-        /// Index.
-        id: u32,
     },
     /// Counters of an id that is given out anew.
     ClearBackendCounters {

@@ -3,12 +3,12 @@
 //! Pure: `now` is an argument. The planner holds what is installed; a plan that fails changes nothing of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
 };
 
-use lb_common::abi::{self, ServiceKey, endpoint_flags, member_flags, service_flags};
+use lb_common::abi::{self, ServiceKey, backend_flags, endpoint_flags, service_flags};
 use thiserror::Error;
 
 use super::{
@@ -98,25 +98,26 @@ pub enum PlanError {
 pub struct InstalledService {
     /// Value in `services`.
     pub value: abi::Service,
-    /// Member list, in the order of the configuration.
-    pub members: Vec<abi::Member>,
-    /// Slots of each member.
+    /// Its range of `backends`, in the order of the configuration.
+    pub backends: Vec<abi::Backend>,
+    /// Slots of each backend.
     pub shares: Vec<u32>,
+    endpoints: Vec<EndpointKey>,
     size: TableSize,
     slots: Option<Range>,
-    member_range: Option<Range>,
+    backend_range: Option<Range>,
     table_of: Vec<maglev::Member>,
 }
 
-/// A backend as the maps hold it.
+/// A pod's (address, protocol, port) as the maps hold it, whichever services have it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct InstalledBackend {
-    /// Index in `backends`.
+pub struct InstalledEndpoint {
+    /// Index in `endpoint_bypasses`.
     pub id: u32,
-    /// Value in `backends`.
-    pub value: abi::Backend,
     /// Value in `endpoints`, where the return path is concerned with it.
-    pub endpoint: Option<abi::Endpoint>,
+    pub value: Option<abi::Endpoint>,
+    /// What is the same in every service that has it: the backend without its id and flags.
+    way: abi::Backend,
     /// Services that have it, the oldest first.
     services: Vec<VipKey>,
 }
@@ -124,10 +125,10 @@ pub struct InstalledBackend {
 /// Identifiers that nothing uses any more: records that name them must go before they are given out again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retired {
-    /// Service ids.
-    pub services: Vec<u32>,
-    /// Backend ids.
-    pub backends: Vec<u32>,
+    /// Backend ids, and the service that each was one of.
+    pub backends: Vec<(u32, VipKey)>,
+    /// Endpoint ids.
+    pub endpoints: Vec<u32>,
 }
 
 /// What is installed, and how to get from there to what is wanted.
@@ -135,14 +136,16 @@ pub struct Retired {
 pub struct Planner {
     capacities: Capacities,
     services: BTreeMap<VipKey, InstalledService>,
-    backends: BTreeMap<EndpointKey, InstalledBackend>,
-    next_hops: BTreeMap<(u32, [u8; 6]), (u32, abi::NextHop)>,
+    endpoints: BTreeMap<EndpointKey, InstalledEndpoint>,
+    tx_ports: BTreeMap<u32, u32>,
     vips: BTreeMap<IpAddr, u32>,
-    service_ids: Ids,
     backend_ids: Ids,
-    next_hop_ids: Ids,
+    endpoint_ids: Ids,
+    tx_port_ids: Ids,
     slots: Ranges,
-    member_ranges: Ranges,
+    backend_ranges: Ranges,
+    /// Backends that are gone and whose ids rest, by id.
+    leaving: BTreeMap<u32, VipKey>,
 }
 
 impl Planner {
@@ -151,14 +154,15 @@ impl Planner {
         Self {
             capacities,
             services: BTreeMap::new(),
-            backends: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            tx_ports: BTreeMap::new(),
             vips: BTreeMap::new(),
-            service_ids: Ids::new(capacities.services),
             backend_ids: Ids::new(capacities.backends),
-            next_hop_ids: Ids::new(capacities.backends),
+            endpoint_ids: Ids::new(capacities.backends),
+            tx_port_ids: Ids::new(capacities.backends),
             slots: Ranges::new(capacities.maglev_slots),
-            member_ranges: Ranges::new(member_capacity(&capacities)),
+            backend_ranges: Ranges::new(backend_entries(&capacities)),
+            leaving: BTreeMap::new(),
         }
     }
 
@@ -167,9 +171,9 @@ impl Planner {
         &self.services
     }
 
-    /// Installed backends.
-    pub const fn backends(&self) -> &BTreeMap<EndpointKey, InstalledBackend> {
-        &self.backends
+    /// Installed endpoints.
+    pub const fn endpoints(&self) -> &BTreeMap<EndpointKey, InstalledEndpoint> {
+        &self.endpoints
     }
 
     /// Installed VIPs.
@@ -177,13 +181,21 @@ impl Planner {
         &self.vips
     }
 
+    /// Backends that have gone, with the service that each was one of, until they are retired: packets that were in
+    /// a program's hands may still be counted.
+    pub const fn leaving(&self) -> &BTreeMap<u32, VipKey> {
+        &self.leaving
+    }
+
     /// Identifiers whose records may be removed now; they are given out again after.
     pub fn retire(&mut self, now: Duration) -> Retired {
         let before = now.saturating_sub(GRACE);
         self.slots.release_before(epoch(before));
-        self.member_ranges.release_before(epoch(before));
-        self.next_hop_ids.release_before(before);
-        Retired { services: self.service_ids.release_before(before), backends: self.backend_ids.release_before(before) }
+        self.backend_ranges.release_before(epoch(before));
+        self.tx_port_ids.release_before(before);
+        let backends = self.backend_ids.release_before(before);
+        let backends = backends.into_iter().filter_map(|id| Some((id, self.leaving.remove(&id)?)));
+        Retired { backends: backends.collect(), endpoints: self.endpoint_ids.release_before(before) }
     }
 
     /// The writes that bring the maps to `snapshot`. On an error nothing is planned and nothing changed.
@@ -191,10 +203,10 @@ impl Planner {
         let mut next = self.clone();
         let mut steps = Steps { now, ..Steps::default() };
         next.remove_services(snapshot, &mut steps);
-        next.place_backends(snapshot, places, &mut steps)?;
+        next.place_endpoints(snapshot, places, &mut steps)?;
         next.write_services(snapshot, &mut steps)?;
         next.write_endpoints(snapshot, &mut steps);
-        next.drop_backends(snapshot, &mut steps);
+        next.drop_endpoints(snapshot, &mut steps);
         next.count_vips(snapshot, &mut steps);
         *self = next;
         let Steps { prepare, endpoints, show, hide, remove, .. } = steps;
@@ -207,20 +219,28 @@ impl Planner {
         for key in gone {
             let Some(service) = self.services.remove(&key) else { continue };
             steps.hide.push(MapOp::RemoveService { key: key.to_abi() });
-            self.service_ids.free(service.value.id, steps.now);
-            for (ranges, range) in [(&mut self.slots, service.slots), (&mut self.member_ranges, service.member_range)] {
+            for backend in &service.backends {
+                self.free_backend(backend.id, key, steps);
+            }
+            for (ranges, range) in [(&mut self.slots, service.slots), (&mut self.backend_ranges, service.backend_range)]
+            {
                 if let Some(range) = range {
                     ranges.free(range, epoch(steps.now));
                 }
             }
-            for backend in self.backends.values_mut() {
-                backend.services.retain(|service| *service != key);
+            for endpoint in self.endpoints.values_mut() {
+                endpoint.services.retain(|service| *service != key);
             }
         }
     }
 
-    /// Next hops and backends: nothing points to a new one yet.
-    fn place_backends(&mut self, snapshot: &Snapshot, places: &Places, steps: &mut Steps) -> Result<(), PlanError> {
+    fn free_backend(&mut self, id: u32, service: VipKey, steps: &Steps) {
+        self.leaving.insert(id, service);
+        self.backend_ids.free(id, steps.now);
+    }
+
+    /// Endpoints and the ports that lead to them: nothing points to a new one yet.
+    fn place_endpoints(&mut self, snapshot: &Snapshot, places: &Places, steps: &mut Steps) -> Result<(), PlanError> {
         let mut used = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for service in &snapshot.services {
@@ -230,82 +250,62 @@ impl Planner {
                     continue;
                 }
                 let place = places.get(&(backend.address, service.rung));
-                let next_hop = match place {
-                    Some(place) => self.next_hop(place, &mut used, steps)?,
+                let tx_port = match place {
+                    Some(place) => self.tx_port(place.ifindex, &mut used, steps)?,
                     None => 0,
                 };
-                self.place_backend(key, place, next_hop, steps)?;
+                self.place_endpoint(key, place, tx_port)?;
             }
         }
-        let stale: Vec<(u32, [u8; 6])> = self.next_hops.keys().filter(|key| !used.contains(*key)).copied().collect();
+        let stale: Vec<u32> = self.tx_ports.keys().filter(|key| !used.contains(*key)).copied().collect();
         for key in stale {
-            if let Some((id, _)) = self.next_hops.remove(&key) {
-                steps.remove.push(MapOp::SetNextHop { id, value: abi::NextHop::default() });
-                self.next_hop_ids.free(id, steps.now);
+            if let Some(id) = self.tx_ports.remove(&key) {
+                steps.remove.push(MapOp::SetTxPort { id, ifindex: 0 });
+                self.tx_port_ids.free(id, steps.now);
             }
         }
         Ok(())
     }
 
-    fn next_hop(
-        &mut self,
-        place: &Place,
-        used: &mut BTreeSet<(u32, [u8; 6])>,
-        steps: &mut Steps,
-    ) -> Result<u32, PlanError> {
-        let key = (place.ifindex, place.destination_mac);
-        used.insert(key);
-        let value = abi::NextHop {
-            ifindex: place.ifindex,
-            mtu: place.mtu,
-            destination_mac: place.destination_mac,
-            source_mac: place.source_mac,
-            pad: 0,
-        };
-        let id = match self.next_hops.get(&key) {
-            Some((id, installed)) if *installed == value => return Ok(*id),
-            Some((id, _)) => *id,
-            None => self.next_hop_ids.take().ok_or_else(|| self.full_backends())?,
-        };
-        self.next_hops.insert(key, (id, value));
-        steps.prepare.push(MapOp::SetNextHop { id, value });
+    fn tx_port(&mut self, ifindex: u32, used: &mut BTreeSet<u32>, steps: &mut Steps) -> Result<u32, PlanError> {
+        used.insert(ifindex);
+        if let Some(id) = self.tx_ports.get(&ifindex) {
+            return Ok(*id);
+        }
+        let id = self.tx_port_ids.take().ok_or_else(|| self.full_backends())?;
+        self.tx_ports.insert(ifindex, id);
+        steps.prepare.push(MapOp::SetTxPort { id, ifindex });
         Ok(id)
     }
 
-    fn place_backend(
-        &mut self,
-        key: EndpointKey,
-        place: Option<&Place>,
-        next_hop: u32,
-        steps: &mut Steps,
-    ) -> Result<(), PlanError> {
-        let installed = self.backends.get(&key);
-        let (id, generation) = match installed {
-            Some(backend) => (backend.id, backend.value.generation),
-            None => (self.backend_ids.take().ok_or_else(|| self.full_backends())?, 0),
+    fn place_endpoint(&mut self, key: EndpointKey, place: Option<&Place>, tx_port: u32) -> Result<(), PlanError> {
+        let known = self.endpoints.get(&key).map(|installed| (installed.id, installed.way.generation));
+        let (id, generation) = match known {
+            Some(known) => known,
+            None => (self.endpoint_ids.take().ok_or_else(|| self.full_backends())?, 0),
         };
-        let mut value = abi::Backend {
+        let mut way = abi::Backend {
             address: key.address.into(),
             port: key.port,
-            protocol: key.protocol.number(),
-            rung: place.map_or(abi::rung::NONE, |place| rung_number(place.rung)),
-            next_hop,
-            netns_id: place.and_then(|place| place.netns_id).unwrap_or(u32::MAX),
+            endpoint: id,
+            netns_id: u32::MAX,
             generation,
-            pad: 0,
-            pad2: 0,
+            ..abi::Backend::default()
         };
-        match self.backends.get_mut(&key) {
-            Some(backend) if backend.value == value => {}
-            Some(backend) => {
-                value.generation = generation.wrapping_add(1);
-                backend.value = value;
-                steps.prepare.push(MapOp::SetBackend { id, value });
+        if let Some(place) = place {
+            way.rung = rung_number(place.rung);
+            (way.ifindex, way.tx_port, way.mtu) = (place.ifindex, tx_port, place.mtu);
+            (way.destination_mac, way.source_mac) = (place.destination_mac, place.source_mac);
+            way.netns_id = place.netns_id.unwrap_or(u32::MAX);
+        }
+        match self.endpoints.get_mut(&key) {
+            Some(installed) if installed.way == way => {}
+            Some(installed) => {
+                way.generation = generation.wrapping_add(1);
+                installed.way = way;
             }
             None => {
-                steps.prepare.push(MapOp::ClearBackendCounters { id });
-                steps.prepare.push(MapOp::SetBackend { id, value });
-                self.backends.insert(key, InstalledBackend { id, value, endpoint: None, services: Vec::new() });
+                self.endpoints.insert(key, InstalledEndpoint { id, value: None, way, services: Vec::new() });
             }
         }
         Ok(())
@@ -322,7 +322,7 @@ impl Planner {
                 wanted.entry(EndpointKey::of(service, backend)).or_default().push(vip_key(service));
             }
         }
-        for (endpoint, installed) in &mut self.backends {
+        for (endpoint, installed) in &mut self.endpoints {
             // The order is that of age: who stays keeps his place, who comes stands last.
             let services = wanted.remove(endpoint).unwrap_or_default();
             installed.services.retain(|service| services.contains(service));
@@ -343,137 +343,161 @@ impl Planner {
         steps: &mut Steps,
     ) -> Result<(), PlanError> {
         let key = vip_key(service);
+        let old = self.services.remove(&key);
+        if old.is_none() && self.services.len() >= self.capacities.services as usize {
+            let capacity = self.capacities.services;
+            return Err(PlanError::Full { what: "another service", key: "capacities.services", capacity });
+        }
+        let endpoints: Vec<EndpointKey> = service.backends.iter().map(|b| EndpointKey::of(service, b)).collect();
+        let backends = self.backends(service, &endpoints, old.as_ref(), replies, steps)?;
         let table_of: Vec<maglev::Member> = service.backends.iter().map(table_member).collect();
-        let members: Vec<abi::Member> = service.backends.iter().map(|b| self.member(service, b, replies)).collect();
-        let old = self.services.get(&key).cloned();
-        let id = match &old {
-            Some(old) => old.value.id,
-            None => {
-                let capacity = self.capacities.services;
-                let full = PlanError::Full { what: "another service", key: "capacities.services", capacity };
-                let id = self.service_ids.take().ok_or(full)?;
-                steps.prepare.push(MapOp::ClearServiceCounters { id });
-                steps.prepare.push(MapOp::SetServiceAddress { id, key: key.to_abi() });
-                id
-            }
+        let mut installed = match &old {
+            Some(old) if old.table_of == table_of && old.endpoints == endpoints => old.clone(),
+            old => self.new_table(old.as_ref(), table_of, steps)?,
         };
-        let flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
-        let same_backends =
-            old.as_ref().is_some_and(|old| old.table_of == table_of && same_ids(&old.members, &members));
-        let installed = match old {
-            Some(mut old) if same_backends => {
-                if old.members != members {
-                    let offset = old.value.members;
-                    steps.prepare.push(MapOp::UpdateMembers { offset, members: members.clone() });
-                    old.members = members;
-                }
-                let value = abi::Service { flags, ..old.value };
-                if value != old.value {
-                    old.value = value;
-                    steps.show.push(MapOp::SetService { key: key.to_abi(), value });
-                }
-                old
+        installed.endpoints = endpoints;
+        if installed.slots.is_some() && old.as_ref().is_none_or(|o| o.backends != backends || o.slots.is_none()) {
+            let range = self.backend_ranges.allocate(backends.len().next_power_of_two() as u32);
+            let range = range.ok_or_else(|| self.full_backends())?;
+            if let Some(before) = old.as_ref().and_then(|old| old.backend_range) {
+                self.backend_ranges.free(before, epoch(steps.now));
             }
-            old => {
-                let installed = self.new_table(id, flags, old.as_ref(), table_of, members, steps)?;
-                steps.show.push(MapOp::SetService { key: key.to_abi(), value: installed.value });
-                installed
-            }
-        };
+            steps.prepare.push(MapOp::WriteBackends { offset: range.offset, backends: backends.clone() });
+            (installed.value.backends, installed.value.backends_count) = (range.offset, backends.len() as u16);
+            installed.backend_range = Some(range);
+        }
+        installed.backends = backends;
+        installed.value.flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
+        if old.is_none_or(|old| old.value != installed.value) {
+            steps.show.push(MapOp::SetService { key: key.to_abi(), value: installed.value });
+        }
         self.services.insert(key, installed);
         Ok(())
     }
 
-    /// A table in a fresh range; the old range stays until no program can hold it.
+    /// The service's backends as its range is to hold them; who stays keeps his id.
+    fn backends(
+        &mut self,
+        service: &Service,
+        endpoints: &[EndpointKey],
+        old: Option<&InstalledService>,
+        replies: &BTreeMap<VipKey, ReplyMode>,
+        steps: &mut Steps,
+    ) -> Result<Vec<abi::Backend>, PlanError> {
+        let key = vip_key(service);
+        let mut known: BTreeMap<EndpointKey, u32> = old
+            .map(|old| old.endpoints.iter().copied().zip(old.backends.iter().map(|backend| backend.id)).collect())
+            .unwrap_or_default();
+        let mut backends = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let id = match known.remove(endpoint) {
+                Some(id) => id,
+                None => {
+                    let id = self.backend_ids.take().ok_or_else(|| self.full_backends())?;
+                    steps.prepare.push(MapOp::ClearBackendCounters { id });
+                    steps.prepare.push(MapOp::SetBackendVip { id, key: key.to_abi() });
+                    id
+                }
+            };
+            let Some(installed) = self.endpoints.get(endpoint) else { continue };
+            let is_default = default_service(installed, replies).is_none_or(|default| default == key);
+            let record = service.replies == ReplyMode::Static && !is_default;
+            let flags = if record { backend_flags::RECORD } else { 0 };
+            backends.push(abi::Backend { id, flags, ..installed.way });
+        }
+        for id in known.into_values() {
+            self.free_backend(id, key, steps);
+        }
+        Ok(backends)
+    }
+
+    /// A table in a fresh range; the old range stays until no program can hold it. Without a backend that takes
+    /// connections there is none, and what the old one led to is given up.
     fn new_table(
         &mut self,
-        id: u32,
-        flags: u32,
         old: Option<&InstalledService>,
         table_of: Vec<maglev::Member>,
-        members: Vec<abi::Member>,
         steps: &mut Steps,
     ) -> Result<InstalledService, PlanError> {
         let serving = table_of.iter().any(|member| member.weight != 0);
         let smallest = maglev::table_size(table_of.iter().map(|member| member.weight));
         // A table never shrinks: its size is part of what keeps flows where they are.
         let size = old.map_or(smallest, |old| old.size.max(smallest));
-        let mut value = abi::Service { id, flags, ..abi::Service::default() };
-        let mut shares = vec![0; members.len()];
-        let (mut slots, mut member_range) = (None, None);
+        let mut installed = InstalledService {
+            value: abi::Service::default(),
+            backends: Vec::new(),
+            shares: vec![0; table_of.len()],
+            endpoints: Vec::new(),
+            size,
+            slots: None,
+            backend_range: None,
+            table_of,
+        };
+        if let Some(range) = old.and_then(|old| old.slots) {
+            self.slots.free(range, epoch(steps.now));
+        }
         if serving {
             let capacity = self.capacities.maglev_slots;
             let full = PlanError::Full { what: "a Maglev table", key: "capacities.maglevSlots", capacity };
             let range = self.slots.allocate(size.slots() as u32).ok_or(full)?;
-            let owners = maglev::owners(&table_of, size);
+            let owners = maglev::owners(&installed.table_of, size);
             for owner in &owners {
-                shares[usize::from(*owner)] += 1;
+                installed.shares[usize::from(*owner)] += 1;
             }
             let table = owners.iter().map(|&owner| abi::Slot { owner, history: 0 }).collect();
             steps.prepare.push(MapOp::WriteSlots { offset: range.offset, slots: table });
-            let list = self.member_ranges.allocate(members.len().next_power_of_two() as u32);
-            let list = list.ok_or_else(|| self.full_backends())?;
-            steps.prepare.push(MapOp::WriteMembers { offset: list.offset, members: members.clone() });
-            value.slots = range.offset;
-            value.slots_log2 = size.bits();
-            value.members = list.offset;
-            value.members_count = members.len() as u32;
-            (slots, member_range) = (Some(range), Some(list));
-        }
-        if let Some(old) = old {
-            for (ranges, range) in [(&mut self.slots, old.slots), (&mut self.member_ranges, old.member_range)] {
-                if let Some(range) = range {
-                    ranges.free(range, epoch(steps.now));
-                }
+            (installed.value.slots, installed.value.slots_log2) = (range.offset, size.bits() as u8);
+            installed.slots = Some(range);
+            if let Some(old) = old.filter(|old| old.slots.is_some()) {
+                (installed.value.backends, installed.value.backends_count) =
+                    (old.value.backends, old.value.backends_count);
+                installed.backend_range = old.backend_range;
             }
+        } else if let Some(range) = old.and_then(|old| old.backend_range) {
+            self.backend_ranges.free(range, epoch(steps.now));
         }
-        Ok(InstalledService { value, members, shares, size, slots, member_range, table_of })
-    }
-
-    fn member(&self, service: &Service, backend: &Backend, replies: &BTreeMap<VipKey, ReplyMode>) -> abi::Member {
-        let Some(installed) = self.backends.get(&EndpointKey::of(service, backend)) else {
-            return abi::Member::default();
-        };
-        let is_default = default_service(installed, replies).is_none_or(|default| default == vip_key(service));
-        let record = service.replies == ReplyMode::Static && !is_default;
-        abi::Member { backend: installed.id, flags: if record { member_flags::RECORD } else { 0 } }
+        Ok(installed)
     }
 
     fn write_endpoints(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
         let replies: BTreeMap<VipKey, ReplyMode> = snapshot.services.iter().map(|s| (vip_key(s), s.replies)).collect();
-        for (key, backend) in &mut self.backends {
-            let endpoint = default_service(backend, &replies).and_then(|default| {
-                let service = self.services.get(&default)?;
+        let backends_of = |(vip, service): (&VipKey, &InstalledService)| {
+            let ids = service.backends.iter().map(|backend| backend.id);
+            let (vip, endpoints) = (*vip, service.endpoints.clone());
+            endpoints.into_iter().zip(ids).map(move |(endpoint, id)| ((vip, endpoint), id)).collect::<Vec<_>>()
+        };
+        let ids: HashMap<(VipKey, EndpointKey), u32> = self.services.iter().flat_map(backends_of).collect();
+        for (key, installed) in &mut self.endpoints {
+            let value = default_service(installed, &replies).and_then(|default| {
                 Some(abi::Endpoint {
                     vip: default.address.into(),
                     vip_port: default.port,
-                    flags: flags_of(backend, &replies),
-                    backend: backend.id,
-                    service: service.value.id,
+                    flags: flags_of(installed, &replies),
+                    id: installed.id,
+                    backend: *ids.get(&(default, *key))?,
                     pad: 0,
                 })
             });
-            if endpoint != backend.endpoint {
-                match endpoint {
+            if value != installed.value {
+                match value {
                     Some(value) => steps.endpoints.push(MapOp::SetEndpoint { key: key.to_abi(), value }),
                     None => steps.remove.push(MapOp::RemoveEndpoint { key: key.to_abi() }),
                 }
-                backend.endpoint = endpoint;
+                installed.value = value;
             }
         }
     }
 
-    fn drop_backends(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
+    fn drop_endpoints(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
         let wanted: BTreeSet<EndpointKey> =
             snapshot.services.iter().flat_map(|s| s.backends.iter().map(|b| EndpointKey::of(s, b))).collect();
-        let gone: Vec<EndpointKey> = self.backends.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        let gone: Vec<EndpointKey> = self.endpoints.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in gone {
-            let Some(backend) = self.backends.remove(&key) else { continue };
-            if backend.endpoint.is_some() {
+            let Some(installed) = self.endpoints.remove(&key) else { continue };
+            if installed.value.is_some() {
                 steps.remove.push(MapOp::RemoveEndpoint { key: key.to_abi() });
             }
-            steps.remove.push(MapOp::SetBackend { id: backend.id, value: abi::Backend::default() });
-            self.backend_ids.free(backend.id, steps.now);
+            self.endpoint_ids.free(installed.id, steps.now);
         }
     }
 
@@ -506,8 +530,8 @@ struct Steps {
     remove: Vec<MapOp>,
 }
 
-/// Entries of `members`: each list takes the next power of two.
-pub const fn member_capacity(capacities: &Capacities) -> u32 {
+/// Entries of `backends`: each service's take the next power of two, twice while they are replaced.
+pub const fn backend_entries(capacities: &Capacities) -> u32 {
     capacities.backends.next_power_of_two().saturating_mul(4)
 }
 
@@ -520,19 +544,15 @@ fn table_member(backend: &Backend) -> maglev::Member {
     maglev::Member { identity: (backend.address, backend.port), weight }
 }
 
-fn same_ids(old: &[abi::Member], new: &[abi::Member]) -> bool {
-    old.iter().map(|member| member.backend).eq(new.iter().map(|member| member.backend))
-}
-
-/// Whose replies a backend's are where no record says otherwise: the oldest static service, else the oldest recorded.
-fn default_service(backend: &InstalledBackend, replies: &BTreeMap<VipKey, ReplyMode>) -> Option<VipKey> {
-    let of_mode = |mode| backend.services.iter().find(|service| replies.get(service) == Some(&mode)).copied();
+/// Whose replies an endpoint's are where no record says otherwise: the oldest static service, else the oldest recorded.
+fn default_service(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>) -> Option<VipKey> {
+    let of_mode = |mode| endpoint.services.iter().find(|service| replies.get(service) == Some(&mode)).copied();
     of_mode(ReplyMode::Static).or_else(|| of_mode(ReplyMode::Recorded))
 }
 
-fn flags_of(backend: &InstalledBackend, replies: &BTreeMap<VipKey, ReplyMode>) -> u16 {
-    let mut flags = if backend.value.rung == abi::rung::STACK { endpoint_flags::STACK } else { 0 };
-    for service in &backend.services {
+fn flags_of(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>) -> u16 {
+    let mut flags = if endpoint.way.rung == abi::rung::STACK { endpoint_flags::STACK } else { 0 };
+    for service in &endpoint.services {
         flags |= match replies.get(service) {
             Some(ReplyMode::Static) => endpoint_flags::STATIC,
             Some(ReplyMode::Recorded) => endpoint_flags::RECORDED,

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use lb_common::{
     abi::{
-        ABI_VERSION, Backend, Endpoint, Limit, Member, NextHop, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot,
-        endpoint_flags, member_flags, protocol, rung, service_flags,
+        ABI_VERSION, Backend, Endpoint, Limit, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, backend_flags,
+        endpoint_flags, protocol, rung, service_flags,
     },
     address::Address,
     limiter::TOKEN,
@@ -22,20 +22,16 @@ pub struct Content {
     pub vips: Vec<Address>,
     /// Map `maglev`, whole blocks.
     pub slots: Vec<Slot>,
-    /// Map `members`.
-    pub members: Vec<Member>,
     /// Map `backends`.
     pub backends: Vec<Backend>,
-    /// Map `next_hops`.
-    pub next_hops: Vec<NextHop>,
-    /// Which next hops have an interface in `tx_ports`.
+    /// Which elements of `tx_ports` have an interface.
     pub ports: Vec<bool>,
     /// Map `endpoints`.
     pub endpoints: Vec<(ServiceKey, Endpoint)>,
-    /// Map `service_addresses`.
-    pub service_addresses: Vec<ServiceKey>,
-    /// Entries of `service_counters`.
-    pub service_counters: usize,
+    /// Map `backend_vips`.
+    pub backend_vips: Vec<ServiceKey>,
+    /// Ids of endpoints.
+    pub endpoint_ids: usize,
     /// Map `settings`.
     pub settings: Settings,
     /// Entries of `bypasses`.
@@ -44,9 +40,11 @@ pub struct Content {
     pub index_log2: u32,
     /// Of the buckets of `flows`.
     pub flows_log2: u32,
+    /// The pods by their endpoint ids, without the ids and flags that they have in a service.
+    pods: Vec<Backend>,
 }
 
-/// The next hops, by what they are good for.
+/// The interfaces that lead to pods, by what they are good for.
 pub mod hop {
     /// Rung `redirect`.
     pub const VETH: u32 = 0;
@@ -66,7 +64,7 @@ pub mod hop {
     pub const MISSING: u32 = 99;
 }
 
-/// The backends of a family, by what they are good for: ids from 0 for IPv4, from [`V6`](backend::V6) for IPv6.
+/// The pods of a family, by what they are good for: endpoint ids from 0 for IPv4, from [`V6`](backend::V6) for IPv6.
 pub mod backend {
     /// First id of IPv6.
     pub const V6: u32 = 16;
@@ -84,8 +82,8 @@ pub mod backend {
     pub const UNREACHABLE: u32 = 5;
     /// Of a rung that nobody knows.
     pub const ODD_RUNG: u32 = 6;
-    /// Whose next hop is not in the table.
-    pub const NO_NEXT_HOP: u32 = 7;
+    /// Whose port is not in the table.
+    pub const NO_PORT: u32 = 7;
     /// Behind jumbo frames.
     pub const JUMBO: u32 = 8;
     /// Of the other family.
@@ -94,8 +92,6 @@ pub mod backend {
     pub const ANY_SIZE: u32 = 10;
     /// How many each family has.
     pub const COUNT: u32 = 11;
-    /// Not in the table.
-    pub const MISSING: u32 = 5_000;
 }
 
 /// VIPs by family: the main one, a second one on the same pods, and one without any service.
@@ -105,12 +101,12 @@ pub const VIPS: [[&str; 3]; 2] =
 /// This node's own addresses.
 pub const NODE: [&str; 2] = ["192.0.2.254", "2001:db8:2::254"];
 
-/// Services of the main VIP: port, protocol, flags, flags of its members, backends.
-const SERVICES: &[(u16, u8, u32, u32, &[u32])] = {
+/// Services of the main VIP: port, protocol, flags, flags of its backends, pods.
+const SERVICES: &[(u16, u8, u8, u8, &[u32])] = {
     use backend::*;
     use protocol::{TCP, UDP};
-    const R: u32 = service_flags::RECORD;
-    const M: u32 = member_flags::RECORD;
+    const R: u8 = service_flags::RECORD;
+    const M: u8 = backend_flags::RECORD;
     &[
         (80, TCP, 0, 0, &[REDIRECT, NARROW, PEER, STACK]),
         (179, TCP, 0, M, &[REDIRECT, NARROW]),
@@ -123,11 +119,10 @@ const SERVICES: &[(u16, u8, u32, u32, &[u32])] = {
         (81, TCP, 0, 0, &[UNREACHABLE]),
         (81, UDP, R, 0, &[UNREACHABLE, REDIRECT]),
         (84, TCP, 0, 0, &[FOREIGN]),
-        (85, TCP, 0, 0, &[NO_NEXT_HOP]),
+        (85, TCP, 0, 0, &[NO_PORT]),
         (86, UDP, R, 0, &[ODD_RUNG]),
         (87, TCP, 0, 0, &[GONE]),
         (87, UDP, 0, M, &[GONE, REDIRECT]),
-        (88, TCP, 0, 0, &[MISSING]),
         (90, TCP, 0, 0, &[JUMBO]),
         (91, UDP, 0, 0, &[ANY_SIZE]),
         (92, TCP, 0, 0, &[ANY_SIZE, PEER]),
@@ -135,7 +130,7 @@ const SERVICES: &[(u16, u8, u32, u32, &[u32])] = {
         (94, UDP, 0, 0, &[PEER]),
         // A flag that says nothing for TCP.
         (96, TCP, R, 0, &[REDIRECT]),
-        // Ports whose members, slots or owners are broken below.
+        // Ports whose backends, slots or owners are broken below.
         (82, TCP, 0, 0, &[REDIRECT, PEER]),
         (83, TCP, 0, 0, &[REDIRECT, PEER]),
         (89, TCP, 0, 0, &[REDIRECT, PEER]),
@@ -143,13 +138,13 @@ const SERVICES: &[(u16, u8, u32, u32, &[u32])] = {
     ]
 };
 
-/// A service's port whose slots name owners beyond its members.
+/// A service's port whose slots name owners beyond its backends.
 pub const PORT_OWNER_BEYOND: u16 = 82;
-/// A service's port whose members lie beyond the table.
-pub const PORT_MEMBERS_BEYOND: u16 = 83;
+/// A service's port whose backends lie beyond the table.
+pub const PORT_BACKENDS_BEYOND: u16 = 83;
 /// A service's port whose slots lie beyond the table.
 pub const PORT_SLOTS_BEYOND: u16 = 89;
-/// A service's port whose id has no counter.
+/// A service's port whose backend has no counter.
 pub const PORT_UNCOUNTED: u16 = 95;
 
 /// Every port of the main VIP, for generators.
@@ -168,25 +163,26 @@ pub fn pod(is_v4: bool, id: u32) -> Address {
     if is_v4 { IpAddr::from([10, 244, 7, last]).into() } else { address(&format!("fd00:10:244::7:{last:x}")) }
 }
 
+/// By [`hop`].
+const MTUS: [u32; 7] = [1500, 1400, 1500, 1500, 1500, 9000, 70_000];
+
+/// MACs of a pod's end and of the host's end, by [`hop`].
+pub const fn veth(hop: u32) -> ([u8; 6], [u8; 6]) {
+    ([0x02, 0xf0, 0, 0, hop as u8, 1], [0x02, 0xf1, 0, 0, hop as u8, 2])
+}
+
 impl Content {
     /// Everything that is described above.
     pub fn full() -> Self {
-        let hops = [1500, 1400, 1500, 1500, 1500, 9000, 70_000];
-        let next_hop = |(i, mtu): (usize, &u32)| {
-            let (destination_mac, source_mac) = ([0x02, 0xf0, 0, 0, i as u8, 1], [0x02, 0xf1, 0, 0, i as u8, 2]);
-            NextHop { ifindex: 100 + i as u32, mtu: *mtu, destination_mac, source_mac, pad: 0 }
-        };
         let mut content = Self {
             services: Vec::new(),
             vips: Vec::new(),
             slots: Vec::new(),
-            members: Vec::new(),
-            backends: vec![Backend::default(); 32],
-            next_hops: hops.iter().enumerate().map(next_hop).collect(),
-            ports: (0..hops.len()).map(|i| i as u32 != hop::GONE).collect(),
+            backends: Vec::new(),
+            ports: (0..MTUS.len()).map(|i| i as u32 != hop::GONE).collect(),
             endpoints: Vec::new(),
-            service_addresses: Vec::new(),
-            service_counters: 0,
+            backend_vips: Vec::new(),
+            endpoint_ids: 32,
             settings: Settings {
                 abi_version: ABI_VERSION,
                 uplink: 1,
@@ -201,21 +197,21 @@ impl Content {
             bypasses_capacity: 4096,
             index_log2: 8,
             flows_log2: 9,
+            pods: vec![Backend::default(); 32],
         };
         for (is_v4, vips) in [(true, VIPS[0]), (false, VIPS[1])] {
-            content.add_backends(is_v4);
+            content.add_pods(is_v4);
             content.vips.extend(vips.map(address));
-            for (port, protocol, flags, member, backends) in SERVICES {
-                content.add_service(vips[0], *port, *protocol, *flags, *member, backends);
+            for (port, protocol, flags, backend, pods) in SERVICES {
+                content.add_service(vips[0], *port, *protocol, *flags, *backend, pods);
             }
             // The same pods behind a second VIP, whose connections must be recorded.
             let (tcp, udp) = (protocol::TCP, protocol::UDP);
-            content.add_service(vips[1], 80, tcp, 0, member_flags::RECORD, &[0, 1, 3, 4]);
+            content.add_service(vips[1], 80, tcp, 0, backend_flags::RECORD, &[0, 1, 3, 4]);
             content.add_service(vips[1], 53, udp, service_flags::RECORD, 0, &[0, 3, 4]);
             content.add_service(vips[1], 8080, tcp, 0, 0, &[0]);
         }
         content.break_tables();
-        content.service_counters = content.service_addresses.len();
         content.slots.resize(content.slots.len().next_multiple_of(SLOTS_PER_BLOCK), Slot::default());
         content
     }
@@ -243,14 +239,20 @@ impl Content {
         Service { flags: service_flags::VIP, ..Service::default() }
     }
 
-    /// The id of a service.
-    pub fn service_id(&self, vip: &str, port: u16, protocol: u8) -> u32 {
+    /// The id of a pod as a backend of a service.
+    pub fn backend_id(&self, vip: &str, port: u16, protocol: u8, pod: u32) -> u32 {
         let key = ServiceKey::new(address(vip), port, protocol);
-        let id = self.service_addresses.iter().position(|address| *address == key);
-        id.expect("the service is one of the content") as u32
+        let pod = pod + if key.address.is_v4() { 0 } else { backend::V6 };
+        let is_wanted = |b: &&Backend| b.endpoint == pod && self.backend_vips.get(b.id as usize) == Some(&key);
+        self.backends.iter().find(is_wanted).expect("the service is one of the content").id
     }
 
-    fn add_backends(&mut self, is_v4: bool) {
+    /// A pod by its endpoint id.
+    pub fn pod(&self, endpoint: u32) -> Backend {
+        self.pods[endpoint as usize]
+    }
+
+    fn add_pods(&mut self, is_v4: bool) {
         use backend::*;
         let rungs = [
             (REDIRECT, rung::REDIRECT, hop::VETH),
@@ -260,50 +262,63 @@ impl Content {
             (STACK, rung::STACK, hop::STACK),
             (UNREACHABLE, rung::NONE, hop::VETH),
             (ODD_RUNG, 77, hop::VETH),
-            (NO_NEXT_HOP, rung::REDIRECT, hop::MISSING),
+            (NO_PORT, rung::REDIRECT, hop::MISSING),
             (JUMBO, rung::REDIRECT, hop::JUMBO),
             (FOREIGN, rung::REDIRECT, hop::VETH),
             (ANY_SIZE, rung::REDIRECT, hop::ANY_SIZE),
         ];
-        for (id, rung, next_hop) in rungs {
+        for (id, rung, hop) in rungs {
             let address = pod(is_v4 ^ (id == FOREIGN), id);
             let port = if id == PEER { 80 } else { 8000 + id as u16 };
-            let at = id + if is_v4 { 0 } else { V6 };
-            let backend = Backend { address, port, rung, next_hop, netns_id: u32::MAX, ..Backend::default() };
-            self.backends[at as usize] = backend;
+            let endpoint = id + if is_v4 { 0 } else { V6 };
+            let (destination_mac, source_mac) = veth(hop);
+            self.pods[endpoint as usize] = Backend {
+                address,
+                port,
+                rung,
+                endpoint,
+                ifindex: 100 + hop,
+                tx_port: hop,
+                mtu: MTUS.get(hop as usize).copied().unwrap_or(1500),
+                netns_id: u32::MAX,
+                destination_mac,
+                source_mac,
+                ..Backend::default()
+            };
         }
     }
 
-    fn add_service(&mut self, vip: &str, port: u16, protocol: u8, flags: u32, member_flags: u32, backends: &[u32]) {
+    fn add_service(&mut self, vip: &str, port: u16, protocol: u8, flags: u8, backend_flags: u8, pods: &[u32]) {
         let vip = address(vip);
         let first = if vip.is_v4() { 0 } else { backend::V6 };
-        let id = self.service_addresses.len() as u32;
+        let number = self.services.len();
         // Of different sizes, so that a slot chosen by the wrong number of bits shows.
-        let slots_log2 = if backends.is_empty() { 0 } else { 2 + id % 5 };
+        let slots_log2 = if pods.is_empty() { 0 } else { 2 + number as u8 % 5 };
         let service = Service {
-            id,
-            flags,
             slots: self.slots.len() as u32,
+            backends: self.backends.len() as u32,
+            backends_count: pods.len() as u16,
             slots_log2,
-            members: self.members.len() as u32,
-            members_count: backends.len() as u32,
+            flags,
+            ..Service::default()
         };
-        for slot in 0..if backends.is_empty() { 0 } else { 1usize << slots_log2 } {
-            let owner = (slot * 7 + id as usize) % backends.len();
+        for slot in 0..if pods.is_empty() { 0 } else { 1usize << slots_log2 } {
+            let owner = (slot * 7 + number) % pods.len();
             self.slots.push(Slot { owner: owner as u16, history: 0 });
         }
-        self.members.extend(backends.iter().map(|id| Member { backend: first + id, flags: member_flags }));
         let key = ServiceKey::new(vip, port, protocol);
         self.services.push((key, service));
-        self.service_addresses.push(key);
-        for id in backends {
-            self.add_endpoint(first + id, key, service);
+        for pod in pods {
+            let id = self.backend_vips.len() as u32;
+            let backend = Backend { id, flags: backend_flags, ..self.pods[(first + pod) as usize] };
+            self.backends.push(backend);
+            self.backend_vips.push(key);
+            self.add_endpoint(&backend, key, service);
         }
     }
 
     /// The first service of an endpoint is its default.
-    fn add_endpoint(&mut self, id: u32, key: ServiceKey, service: Service) {
-        let Some(backend) = self.backends.get(id as usize) else { return };
+    fn add_endpoint(&mut self, backend: &Backend, key: ServiceKey, service: Service) {
         let endpoint_key = ServiceKey::new(backend.address, backend.port, key.protocol);
         if self.endpoints.iter().any(|(known, _)| *known == endpoint_key) {
             return;
@@ -311,13 +326,14 @@ impl Content {
         let recorded = key.protocol == protocol::UDP && service.flags & service_flags::RECORD != 0;
         let mode = if recorded { endpoint_flags::RECORDED } else { endpoint_flags::STATIC };
         let place = if backend.rung == rung::STACK { endpoint_flags::STACK } else { 0 };
-        let (vip, vip_port, service) = (key.address, key.port, service.id);
-        let endpoint = Endpoint { vip, vip_port, flags: mode | place, backend: id, service, pad: 0 };
+        let (vip, vip_port) = (key.address, key.port);
+        let (id, backend) = (backend.endpoint, backend.id);
+        let endpoint = Endpoint { vip, vip_port, flags: mode | place, id, backend, pad: 0 };
         self.endpoints.push((endpoint_key, endpoint));
     }
 
     fn break_tables(&mut self) {
-        let (slots, members) = (self.slots.len() as u32, self.members.len() as u32);
+        let (slots, backends) = (self.slots.len() as u32, self.backends.len() as u32);
         for (key, service) in &mut self.services {
             let range = service.slots as usize..service.slots as usize + (1 << service.slots_log2);
             match key.port {
@@ -326,9 +342,9 @@ impl Content {
                         slot.owner = owner;
                     }
                 }
-                PORT_MEMBERS_BEYOND => service.members = members,
+                PORT_BACKENDS_BEYOND => service.backends = backends,
                 PORT_SLOTS_BEYOND => service.slots = slots + 1024,
-                PORT_UNCOUNTED => service.id = 100_000,
+                PORT_UNCOUNTED => self.backends[service.backends as usize].id = 100_000,
                 _ => {}
             }
         }

@@ -17,48 +17,46 @@ struct Maps {
     services: HashMap<ServiceKey, abi::Service>,
     vips: HashMap<Address, u32>,
     slots: HashMap<u32, abi::Slot>,
-    members: HashMap<u32, abi::Member>,
     backends: HashMap<u32, abi::Backend>,
     endpoints: HashMap<ServiceKey, abi::Endpoint>,
-    addresses: HashMap<u32, ServiceKey>,
-    next_hops: HashMap<u32, abi::NextHop>,
+    backend_vips: HashMap<u32, ServiceKey>,
+    tx_ports: HashMap<u32, u32>,
 }
 
 impl Maps {
     fn apply(&mut self, op: &MapOp) {
         match op.clone() {
-            MapOp::SetNextHop { id, value } => drop(self.next_hops.insert(id, value)),
-            MapOp::SetBackend { id, value } => drop(self.backends.insert(id, value)),
-            MapOp::WriteMembers { offset, members } | MapOp::UpdateMembers { offset, members } => {
-                self.members.extend((offset..).zip(members));
-            }
+            MapOp::SetTxPort { id, ifindex } => drop(self.tx_ports.insert(id, ifindex)),
+            MapOp::WriteBackends { offset, backends } => self.backends.extend((offset..).zip(backends)),
             MapOp::WriteSlots { offset, slots } => self.slots.extend((offset..).zip(slots)),
-            MapOp::SetServiceAddress { id, key } => drop(self.addresses.insert(id, key)),
+            MapOp::SetBackendVip { id, key } => drop(self.backend_vips.insert(id, key)),
             MapOp::SetEndpoint { key, value } => drop(self.endpoints.insert(key, value)),
             MapOp::RemoveEndpoint { key } => drop(self.endpoints.remove(&key)),
             MapOp::SetService { key, value } => drop(self.services.insert(key, value)),
             MapOp::RemoveService { key } => drop(self.services.remove(&key)),
             MapOp::SetVip { address, services: 0 } => drop(self.vips.remove(&address)),
             MapOp::SetVip { address, services } => drop(self.vips.insert(address, services)),
-            MapOp::ClearServiceCounters { .. } | MapOp::ClearBackendCounters { .. } => {}
+            MapOp::ClearBackendCounters { .. } => {}
         }
     }
 
-    /// Every slot of every visible service leads to a backend of the service's protocol whose replies find back.
+    /// Every slot of every visible service leads to a backend of the service whose replies find back.
     fn check(&self) {
         for (key, service) in &self.services {
-            assert_eq!(self.addresses.get(&service.id), Some(key), "the service's own address is known");
-            if service.members_count == 0 {
+            if service.backends_count == 0 {
                 continue;
             }
             for at in 0..1u32 << service.slots_log2 {
                 let slot = self.slots[&(service.slots + at)];
-                assert!(u32::from(slot.owner) < service.members_count, "slot {at} of {key:?} names a member");
-                let member = self.members[&(service.members + u32::from(slot.owner))];
-                let backend = self.backends[&member.backend];
-                assert_eq!(backend.protocol, key.protocol, "slot {at} of {key:?} leads to a living backend");
+                assert!(slot.owner < service.backends_count, "slot {at} of {key:?} names a backend");
+                let backend = self.backends[&(service.backends + u32::from(slot.owner))];
+                assert_eq!(
+                    self.backend_vips.get(&backend.id),
+                    Some(key),
+                    "slot {at} of {key:?} leads to its own backend"
+                );
                 if backend.rung != abi::rung::NONE {
-                    assert_ne!(self.next_hops[&backend.next_hop].ifindex, 0, "its next hop is there");
+                    assert_eq!(self.tx_ports[&backend.tx_port], backend.ifindex, "its port is there");
                 }
             }
         }
@@ -120,7 +118,7 @@ fn apply(maps: &mut Maps, ops: &[MapOp]) {
 }
 
 fn endpoint_of(planner: &Planner, last: u8, protocol: Protocol) -> Option<abi::Endpoint> {
-    planner.backends()[&EndpointKey { address: ip(last), protocol, port: 80 }].endpoint
+    planner.endpoints()[&EndpointKey { address: ip(last), protocol, port: 80 }].value
 }
 
 #[test]
@@ -138,7 +136,7 @@ fn a_service_without_a_backend_that_takes_connections_refuses() {
     let drained = Backend { drain: true, ..backend(1, 1) };
     planner.plan(&snapshot(vec![tcp(1, vec![drained])]), &places([1]), Duration::ZERO).unwrap();
     let installed = planner.services().values().next().unwrap();
-    assert_eq!(installed.value.members_count, 0);
+    assert_eq!(installed.value.backends_count, 0);
 }
 
 #[test]
@@ -148,11 +146,11 @@ fn the_oldest_service_of_an_endpoint_stays_its_default() {
     planner.plan(&snapshot(vec![old.clone()]), &places([1]), Duration::ZERO).unwrap();
     planner.plan(&snapshot(vec![new.clone(), old]), &places([1]), Duration::ZERO).unwrap();
     assert_eq!(endpoint_of(&planner, 1, Protocol::Tcp).unwrap().vip, IpAddr::from([198, 51, 100, 2]).into());
-    let recorded: Vec<u32> = planner.services().values().map(|service| service.members[0].flags).collect();
-    assert_eq!(recorded, [member_flags::RECORD, 0], "connections of the younger one are recorded");
+    let recorded: Vec<u8> = planner.services().values().map(|service| service.backends[0].flags).collect();
+    assert_eq!(recorded, [backend_flags::RECORD, 0], "connections of the younger one are recorded");
     planner.plan(&snapshot(vec![new]), &places([1]), Duration::ZERO).unwrap();
     assert_eq!(endpoint_of(&planner, 1, Protocol::Tcp).unwrap().vip, IpAddr::from([198, 51, 100, 1]).into());
-    assert_eq!(planner.services().values().next().unwrap().members[0].flags, 0);
+    assert_eq!(planner.services().values().next().unwrap().backends[0].flags, 0);
 }
 
 #[test]
@@ -178,17 +176,17 @@ fn what_does_not_fit_changes_nothing() {
 }
 
 #[test]
-fn a_pod_that_goes_and_comes_back_changes_only_its_backend() {
+fn a_pod_that_goes_and_comes_back_changes_no_slot() {
     let mut planner = Planner::new(CAPACITIES);
     let wanted = snapshot(vec![tcp(1, vec![backend(1, 1), backend(2, 1)])]);
     let mut maps = Maps::default();
     apply(&mut maps, &planner.plan(&wanted, &places(1..3), Duration::ZERO).unwrap());
     let gone = planner.plan(&wanted, &places([2]), Duration::from_secs(1)).unwrap();
     apply(&mut maps, &gone);
-    assert!(gone.iter().all(|op| matches!(op, MapOp::SetBackend { .. } | MapOp::SetNextHop { .. })), "{gone:?}");
+    assert!(!gone.iter().any(|op| matches!(op, MapOp::WriteSlots { .. })), "{gone:?}");
     let back = planner.plan(&wanted, &places(1..3), Duration::from_secs(2)).unwrap();
     apply(&mut maps, &back);
-    assert!(maps.backends.values().all(|backend| backend.rung == abi::rung::REDIRECT));
+    assert!(planner.services().values().flat_map(|s| &s.backends).all(|b| b.rung == abi::rung::REDIRECT));
 }
 
 #[test]
@@ -246,7 +244,7 @@ proptest! {
             let places = places(hosts);
             apply(&mut maps, &planner.plan(&wanted, &places, now).unwrap());
             prop_assert_eq!(maps.services.len(), wanted.services.len());
-            let endpoints = planner.backends().values().filter(|backend| backend.endpoint.is_some()).count();
+            let endpoints = planner.endpoints().values().filter(|endpoint| endpoint.value.is_some()).count();
             prop_assert_eq!(maps.endpoints.len(), endpoints);
             prop_assert_eq!(planner.plan(&wanted, &places, now).unwrap(), vec![]);
         }
