@@ -134,8 +134,8 @@ pub struct Backend {
     pub destination_mac: [u8; 6],
     /// The host-side interface's MAC.
     pub source_mac: [u8; 6],
-    /// Zero.
-    pub pad: u32,
+    /// What checksums change by where the VIP becomes the pod's address: [`change_address`](crate::checksum).
+    pub address_change: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
 

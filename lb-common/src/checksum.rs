@@ -47,18 +47,17 @@ pub const fn change16(old: u16, new: u16) -> u64 {
     !old as u64 + new as u64
 }
 
-/// As [`change16`], for an address of a family; folded once, because two checksums cover it. Below 2^18.
+/// As [`change16`], for an address of a family. Below 2^18.
 #[inline(always)]
-pub const fn change_address(old: Address, new: Address, is_v4: bool) -> u64 {
-    let mut sum = if is_v4 {
+pub const fn change_address(old: Address, new: Address, is_v4: bool) -> u32 {
+    let sum = if is_v4 {
         !old.v4_word() as u64 + new.v4_word() as u64
     } else {
         let old = old.words();
         let sum = halves(!old[0]) + halves(!old[1]) + address_sum(new.words());
         (sum & 0xffff_ffff) + (sum >> 32)
     };
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum
+    ((sum & 0xffff) + (sum >> 16)) as u32
 }
 
 /// RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`, where `change` is the sum of all `~m + m'`, of which each is a

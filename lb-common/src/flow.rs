@@ -106,7 +106,7 @@ pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
             if entry.control.load() == control {
                 if (value >> 32) as u32 != now {
                     // Only the time changes, so a lost race can never change the backend.
-                    entry.value.swap_if(value, pack(value as u32, now));
+                    entry.value.store_high(now);
                 }
                 return Some(value as u32);
             }

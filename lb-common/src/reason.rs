@@ -1,15 +1,12 @@
-//! Why a packet went where it went. Each packet is counted under exactly one reason.
+//! Why a packet went where it went. Each packet is counted once: what is forwarded, and what is sent back under a VIP, in
+//! `backend_counters`, from which the agent reckons the first two reasons; the rest under its reason.
 
 /// Outcome of one packet at one program.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
 pub enum Reason {
-    /// Rewritten and sent into the pod by `XDP_REDIRECT`.
-    Redirected = 0,
-    /// Rewritten and handed to `bpf_redirect_peer`.
-    Peered,
-    /// Rewritten and handed to the node's own stack.
-    Stacked,
+    /// To a VIP, and on its way to a backend.
+    Forwarded = 0,
     /// A reply of a pod that now carries the VIP.
     Replied,
     /// An ICMP echo request to a VIP, answered.
@@ -65,16 +62,14 @@ pub enum Reason {
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 29;
+pub const REASONS: usize = 27;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
     /// keys.
     pub const ALL: [(Self, &'static str, &'static str); REASONS] = [
-        (Self::Redirected, "redirected", "Rewritten and sent into the pod by XDP_REDIRECT"),
-        (Self::Peered, "peered", "Rewritten and handed to bpf_redirect_peer"),
-        (Self::Stacked, "stacked", "Rewritten and handed to the node's own stack"),
-        (Self::Replied, "replied", "A reply of a pod that now carries the VIP"),
+        (Self::Forwarded, "forwarded", "To a VIP, and on its way to a backend: counted in backend_counters"),
+        (Self::Replied, "replied", "A reply of a pod that now carries the VIP: counted in backend_counters"),
         (Self::EchoAnswered, "echo_answered", "An ICMP echo request to a VIP, answered"),
         (Self::PortClosed, "port_closed", "A closed port of a VIP: TCP RST or ICMP port unreachable"),
         (Self::NoBackend, "no_backend", "A service without a backend: TCP RST or ICMP port unreachable"),

@@ -24,8 +24,6 @@ pub trait ReturnTables {
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32>;
     /// VIP and port of a backend's service.
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey>;
-    /// Counts a reply.
-    fn count(&self, backend: u32, bytes: u64);
 }
 
 /// Where a reply is rewritten.
@@ -52,6 +50,13 @@ pub enum Reply {
         vip: Address,
         /// Its port, host order.
         port: u16,
+        /// The id of the backend that the reply is counted under.
+        backend: u32,
+    },
+    /// The answer to the agent's self-test, which is counted under the backend and goes no further.
+    Answer {
+        /// The backend's id.
+        backend: u32,
     },
 }
 
@@ -72,8 +77,7 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         return Reply::Pass(Reason::NotAReply);
     }
     if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
-        tables.count(endpoint.backend, frame.length() as u64);
-        return Reply::Drop(Reason::SelfTest);
+        return Reply::Answer { backend: endpoint.backend };
     }
     if endpoint.flags & endpoint_flags::LEARNING != 0 {
         return Reply::Pass(Reason::NotAReply);
@@ -121,8 +125,7 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         // The stack tells the pod.
         return Reply::Pass(Reason::TtlExceeded);
     }
-    tables.count(backend, frame.length() as u64);
-    Reply::Rewrite { headers, vip, port }
+    Reply::Rewrite { headers, vip, port, backend }
 }
 
 /// What becomes of a packet towards a pod that Sluice did not deliver.

@@ -12,7 +12,8 @@ use crate::{
     reason::Reason,
 };
 
-/// What becomes of the frame, which has been rewritten accordingly.
+/// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
+/// rest under its reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Left to the kernel as it came.
@@ -25,22 +26,28 @@ pub enum Verdict {
     Redirect {
         /// Index into `tx_ports`.
         tx_port: u32,
+        /// The backend's id, which the packet is counted under.
+        backend: u32,
     },
     /// To the uplink's tc ingress program, marked, which hands it to the pod's end of the interface.
-    Peer,
+    Peer {
+        /// As above.
+        backend: u32,
+    },
     /// To the node's own stack, marked.
-    Stack,
+    Stack {
+        /// As above.
+        backend: u32,
+    },
 }
 
 impl Verdict {
-    /// What the frame is counted under.
+    /// Why.
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
             Self::Pass(reason) | Self::Drop(reason) | Self::Transmit(reason) => reason,
-            Self::Redirect { .. } => Reason::Redirected,
-            Self::Peer => Reason::Peered,
-            Self::Stack => Reason::Stacked,
+            Self::Redirect { .. } | Self::Peer { .. } | Self::Stack { .. } => Reason::Forwarded,
         }
     }
 }
@@ -71,8 +78,6 @@ pub trait Tables {
     fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool;
     /// Takes a token for an answer; false where there is none.
     fn admit(&self, class: Class) -> bool;
-    /// Counts a forwarded packet.
-    fn count(&self, backend: u32, bytes: u64);
 }
 
 /// The hash whose high bits choose a slot: the same on every node of a cluster.
@@ -182,17 +187,11 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
             return Verdict::Drop(Reason::BypassesFull);
         }
     }
-    let bytes = frame.length() as u64;
     rewrite(frame, headers, backend);
-    let verdict = deliver(frame, headers, backend);
-    // Last, when little is left that would have to be kept over the lookups.
-    if !matches!(verdict, Verdict::Drop(_)) {
-        tables.count(backend.id, bytes);
-        if is_recorded_udp(headers, &service) {
-            tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);
-        }
+    if is_recorded_udp(headers, &service) {
+        tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);
     }
-    verdict
+    deliver(frame, headers, backend)
 }
 
 #[inline(always)]
@@ -217,7 +216,7 @@ const ONE_HOP: u64 = 0xfeffu16.to_be() as u64;
 #[inline(always)]
 fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
     let new = backend.address.words();
-    let address_change = checksum::change_address(headers.destination, backend.address, headers.is_v4);
+    let address_change = backend.address_change as u64;
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
@@ -256,7 +255,7 @@ fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Ver
             if !put_ethernet(frame, headers.is_v4, backend.destination_mac, backend.source_mac) {
                 return Verdict::Drop(Reason::NoRoom);
             }
-            Verdict::Redirect { tx_port: backend.tx_port }
+            Verdict::Redirect { tx_port: backend.tx_port, backend: backend.id }
         }
         rung::PEER => {
             if headers.tag_bytes() != 0 {
@@ -268,12 +267,12 @@ fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Ver
                 }
             }
             match mark::put(frame, Mark::Peer(backend.ifindex)) {
-                true => Verdict::Peer,
+                true => Verdict::Peer { backend: backend.id },
                 false => Verdict::Drop(Reason::NoRoom),
             }
         }
         rung::STACK => match mark::put(frame, Mark::Stack) {
-            true => Verdict::Stack,
+            true => Verdict::Stack { backend: backend.id },
             false => Verdict::Drop(Reason::NoRoom),
         },
         _ => Verdict::Drop(Reason::BrokenTable),

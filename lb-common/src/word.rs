@@ -30,6 +30,14 @@ impl Word {
         unsafe { self.value.get().write_volatile(value) }
     }
 
+    /// Writes bits 32–63 and leaves the others alone, whatever they are by then.
+    #[inline(always)]
+    pub fn store_high(&self, value: u32) {
+        let half = if cfg!(target_endian = "little") { 1 } else { 0 };
+        // SAFETY: as above; half a word is aligned for its size.
+        unsafe { self.value.get().cast::<u32>().add(half).write_volatile(value) }
+    }
+
     /// Compare and swap, fully ordered. True if the word held `old` and now holds `new`.
     #[inline(always)]
     pub fn swap_if(&self, old: u64, new: u64) -> bool {
@@ -75,6 +83,14 @@ impl Word {
     /// Writes the word.
     pub fn store(&self, value: u64) {
         self.atomic().store(value, core::sync::atomic::Ordering::Release);
+    }
+
+    /// Writes bits 32–63 and leaves the others alone, whatever they are by then.
+    pub fn store_high(&self, value: u32) {
+        use core::sync::atomic::Ordering::{AcqRel, Acquire};
+        let new = |word: u64| Some(word & 0xffff_ffff | u64::from(value) << 32);
+        // Rust's memory model has no accesses of half an atomic.
+        let _ = self.atomic().fetch_update(AcqRel, Acquire, new);
     }
 
     /// Compare and swap, fully ordered. True if the word held `old` and now holds `new`.

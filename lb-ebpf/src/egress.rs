@@ -33,7 +33,7 @@ pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u
     let field = (headers.l4 + offset) as u32;
     // Only the kernel knows whether the field holds a whole checksum or the pseudo header's share of it: the
     // addresses are in both, the ports in one (net/core/utils.c, inet_proto_csum_replace_by_diff).
-    let change = checksum::change_address(headers.source, vip, headers.is_v4);
+    let change = checksum::change_address(headers.source, vip, headers.is_v4) as u64;
     // SAFETY: the kernel's context; windows from before are not used after.
     if unsafe { bpf_l4_csum_replace(frame.skb, field, 0, change, BPF_F_PSEUDO_HDR as u64 | zero) } != 0 {
         return false;

@@ -24,7 +24,7 @@ use lb_common::{
 
 use crate::{
     frame::{SkbFrame, UplinkFrame},
-    maps::{Maps, count_reason},
+    maps::{Maps, count_reason, count_replied},
 };
 
 /// Uplink, XDP: decides what happens to each frame that comes in.
@@ -113,14 +113,19 @@ fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
     let (action, reason) = match reply(&frame, &maps, place) {
         Reply::Pass(reason) => (TC_ACT_UNSPEC, reason),
         Reply::Drop(reason) => (TC_ACT_SHOT, reason),
-        Reply::Rewrite { headers, vip, port } => {
-            if !egress::rewrite_source(&frame, &headers, vip, port, place == Place::Pod) {
-                (TC_ACT_SHOT, Reason::NoRoom)
-            } else if place == Place::Uplink {
-                (TC_ACT_UNSPEC, Reason::Replied)
-            } else {
-                (egress::leave(&frame, maps.settings, &headers, vip), Reason::Replied)
+        Reply::Answer { backend } => {
+            count_replied(backend, bytes);
+            (TC_ACT_SHOT, Reason::SelfTest)
+        }
+        Reply::Rewrite { headers, vip, port, backend } => {
+            if egress::rewrite_source(&frame, &headers, vip, port, place == Place::Pod) {
+                count_replied(backend, bytes);
+                return match place {
+                    Place::Uplink => TC_ACT_UNSPEC,
+                    Place::Pod => egress::leave(&frame, maps.settings, &headers, vip),
+                };
             }
+            (TC_ACT_SHOT, Reason::NoRoom)
         }
     };
     count_reason(reason.index(), bytes);

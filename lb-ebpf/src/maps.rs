@@ -21,7 +21,7 @@ use lb_common::{
     flow::{self, Key},
     index::{self, EndpointBucket, Probe, ServiceBucket},
     limiter::{self, Class},
-    reason::REASONS,
+    reason::{REASONS, Reason},
     reply::ReturnTables,
     steer::Tables,
 };
@@ -200,18 +200,27 @@ fn top_bits(hash: u64, bits: u32) -> u32 {
     ((hash >> 1) >> (63 - (bits & 31))) as u32
 }
 
+/// Counts a packet to a backend.
 #[inline(always)]
-fn add_traffic(backend: u32, bytes: u64, reply: bool) {
+pub fn count_forwarded(backend: u32, bytes: u64) {
     if let Some(traffic) = BACKEND_COUNTERS.get_ptr_mut(backend) {
         // SAFETY: this CPU's own element.
         let traffic = unsafe { &mut *traffic };
-        if reply {
-            traffic.reply_packets += 1;
-            traffic.reply_bytes += bytes;
-        } else {
-            traffic.packets += 1;
-            traffic.bytes += bytes;
-        }
+        traffic.packets += 1;
+        traffic.bytes += bytes;
+    } else {
+        count_reason(Reason::BrokenTable.index(), bytes);
+    }
+}
+
+/// Counts a reply of a backend.
+#[inline(always)]
+pub fn count_replied(backend: u32, bytes: u64) {
+    if let Some(traffic) = BACKEND_COUNTERS.get_ptr_mut(backend) {
+        // SAFETY: this CPU's own element.
+        let traffic = unsafe { &mut *traffic };
+        traffic.reply_packets += 1;
+        traffic.reply_bytes += bytes;
     }
 }
 
@@ -298,11 +307,6 @@ impl Tables for Maps {
         // SAFETY: this CPU's own element.
         limiter::admit(unsafe { &mut *bucket }, &self.settings.limits[class as usize], jiffies())
     }
-
-    #[inline(always)]
-    fn count(&self, backend: u32, bytes: u64) {
-        add_traffic(backend, bytes, false);
-    }
 }
 
 impl ReturnTables for Maps {
@@ -348,10 +352,5 @@ impl ReturnTables for Maps {
     #[inline(always)]
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
         BACKEND_VIPS.get(backend).copied()
-    }
-
-    #[inline(always)]
-    fn count(&self, backend: u32, bytes: u64) {
-        add_traffic(backend, bytes, true);
     }
 }

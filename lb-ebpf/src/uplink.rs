@@ -9,7 +9,7 @@ use lb_common::{
 
 use crate::{
     frame::XdpFrame,
-    maps::{Maps, count_reason, redirect},
+    maps::{Maps, count_forwarded, count_reason, redirect},
 };
 
 /// Steers one frame and returns its XDP action.
@@ -20,16 +20,24 @@ pub fn steer_frame(context: *mut xdp_md) -> u32 {
     };
     let mut frame = XdpFrame { context };
     let bytes = frame.length() as u64;
-    let verdict = steer(&mut frame, &maps);
-    let (action, reason) = match verdict {
+    let (action, reason) = match steer(&mut frame, &maps) {
+        Verdict::Redirect { tx_port, backend } if redirect(tx_port) => {
+            return forwarded(xdp_action::XDP_REDIRECT, backend, bytes);
+        }
+        Verdict::Peer { backend } | Verdict::Stack { backend } => {
+            return forwarded(xdp_action::XDP_PASS, backend, bytes);
+        }
+        Verdict::Redirect { .. } => (xdp_action::XDP_DROP, Reason::NoPort),
         Verdict::Pass(reason) => (xdp_action::XDP_PASS, reason),
         Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason),
         Verdict::Transmit(reason) => (xdp_action::XDP_TX, reason),
-        Verdict::Redirect { tx_port } if redirect(tx_port) => (xdp_action::XDP_REDIRECT, Reason::Redirected),
-        Verdict::Redirect { .. } => (xdp_action::XDP_DROP, Reason::NoPort),
-        Verdict::Peer => (xdp_action::XDP_PASS, Reason::Peered),
-        Verdict::Stack => (xdp_action::XDP_PASS, Reason::Stacked),
     };
     count_reason(reason.index(), bytes);
+    action
+}
+
+#[inline(always)]
+fn forwarded(action: u32, backend: u32, bytes: u64) -> u32 {
+    count_forwarded(backend, bytes);
     action
 }

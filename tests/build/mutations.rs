@@ -36,7 +36,12 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
         "tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);",
         "",
     ),
-    ("bytes are counted without Ethernet", "steer", "frame.length() as u64", "headers.length as u64"),
+    (
+        "a packet is counted under the endpoint",
+        "steer",
+        "tx_port: backend.tx_port, backend: backend.id",
+        "tx_port: backend.tx_port, backend: backend.endpoint",
+    ),
     ("the IPv4 checksum ignores the hop", "steer", "address_change + ONE_HOP)", "address_change)"),
     ("the TTL stays", "steer", "{ v4::TTL }, u8>(headers.hops - 1)", "{ v4::TTL }, u8>(headers.hops)"),
     ("the hop limit stays", "steer", "{ v6::HOPS }, u8>(headers.hops - 1)", "{ v6::HOPS }, u8>(headers.hops)"),
@@ -138,10 +143,10 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ("an IPv4 packet has no options", "headers", "l4: l3 + header,", "l4: l3 + IPV4,"),
     ("an update is one off", "checksum", "!old as u64 + new as u64", "!old as u64 + new as u64 + 1"),
     (
-        "an update leaves half of the old address out",
-        "checksum",
-        "halves(!old[0]) + halves(!old[1])",
-        "halves(!old[1])",
+        "the transport checksum ignores the address",
+        "steer",
+        "address_change + checksum::change16(ports.get::<2, _>(), port)",
+        "checksum::change16(ports.get::<2, _>(), port)",
     ),
     ("a sum loses its carry", "checksum", "sum = (sum & 0xffff_ffff) + (sum >> 32);", "sum &= 0xffff_ffff;"),
 ];

@@ -151,11 +151,16 @@ impl Kernel {
         (snapshot, times.any(|time| Some(time) != first))
     }
 
-    /// Packets counted under each reason that has any.
+    /// Packets counted under each reason that has any, those of backends under the first two.
     pub fn reasons(&self) -> Vec<(Reason, u64)> {
+        let mut traffic = Traffic::default();
+        for backend in self.per_cpu("backend_counters", |sum: &mut Traffic, traffic| *sum = *sum + traffic) {
+            traffic = traffic + backend;
+        }
+        let forwarded = [(Reason::Forwarded, traffic.packets), (Reason::Replied, traffic.reply_packets)];
         let counters = self.per_cpu("reasons", |sum: &mut Counter, counter: Counter| sum.packets += counter.packets);
         let pairs = Reason::ALL.iter().zip(counters).map(|(listed, counter)| (listed.0, counter.packets));
-        pairs.filter(|(_, packets)| *packets != 0).collect()
+        forwarded.into_iter().chain(pairs).filter(|(_, packets)| *packets != 0).collect()
     }
 
     /// Forgets every packet.

@@ -183,9 +183,10 @@ impl World {
         counter.bytes += bytes;
     }
 
-    /// Packets counted so far, under all reasons.
+    /// Packets counted so far, under all reasons and backends.
     pub fn packets_counted(&self) -> u64 {
-        self.reasons.borrow().iter().map(|counter| counter.packets).sum()
+        let forwarded = self.backend_counters.borrow().iter().map(|traffic| traffic.packets).sum::<u64>();
+        forwarded + self.reasons.borrow().iter().map(|counter| counter.packets).sum::<u64>()
     }
 
     /// Steers a frame by `steer` and does what `sluice_xdp` does with its verdict.
@@ -199,12 +200,18 @@ impl World {
             Verdict::Pass(reason) => (action::PASS, reason),
             Verdict::Drop(reason) => (action::DROP, reason),
             Verdict::Transmit(reason) => (action::TX, reason),
-            Verdict::Redirect { tx_port } if has_port(tx_port) => (action::REDIRECT, Reason::Redirected),
+            Verdict::Redirect { tx_port, .. } if has_port(tx_port) => (action::REDIRECT, Reason::Forwarded),
             Verdict::Redirect { .. } => (action::DROP, Reason::NoPort),
-            Verdict::Peer => (action::PASS, Reason::Peered),
-            Verdict::Stack => (action::PASS, Reason::Stacked),
+            Verdict::Peer { .. } | Verdict::Stack { .. } => (action::PASS, Reason::Forwarded),
         };
-        self.count_reason(reason, bytes);
+        match verdict {
+            Verdict::Redirect { backend, .. } | Verdict::Peer { backend } | Verdict::Stack { backend }
+                if reason == Reason::Forwarded =>
+            {
+                self.count_forwarded(backend, bytes);
+            }
+            _ => self.count_reason(reason, bytes),
+        }
         (Outcome::new(action, frame.to_vec()), reason)
     }
 
@@ -213,16 +220,13 @@ impl World {
         self.run(packet, lb_common::steer::steer)
     }
 
-    fn add_traffic(&self, backend: u32, bytes: u64, reply: bool) {
+    fn count_forwarded(&self, backend: u32, bytes: u64) {
         self.writes.set(self.writes.get() + 1);
         if let Some(traffic) = self.backend_counters.borrow_mut().get_mut(backend as usize) {
-            if reply {
-                traffic.reply_packets += 1;
-                traffic.reply_bytes += bytes;
-            } else {
-                traffic.packets += 1;
-                traffic.bytes += bytes;
-            }
+            traffic.packets += 1;
+            traffic.bytes += bytes;
+        } else {
+            self.count_reason(Reason::BrokenTable, bytes);
         }
     }
 
@@ -292,10 +296,6 @@ impl Tables for World {
         let limit = self.content.settings.limits[class as usize];
         limiter::admit(&mut self.buckets.borrow_mut()[class as usize], &limit, NOW)
     }
-
-    fn count(&self, backend: u32, bytes: u64) {
-        self.add_traffic(backend, bytes, false);
-    }
 }
 
 impl ReturnTables for World {
@@ -323,9 +323,5 @@ impl ReturnTables for World {
 
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
         self.content.backend_vips.get(backend as usize).copied()
-    }
-
-    fn count(&self, backend: u32, bytes: u64) {
-        self.add_traffic(backend, bytes, true);
     }
 }

@@ -52,7 +52,7 @@ fn show(outcome: &Outcome) -> String {
 /// What must hold of the outcome, whoever agrees on it.
 fn check_alone(packet: &[u8], outcome: &Outcome, reason: Reason, name: &dyn Fn() -> String) {
     let before = oracle::facts(packet);
-    let forwarded = matches!(reason, Reason::Redirected | Reason::Peered | Reason::Stacked);
+    let forwarded = reason == Reason::Forwarded;
     let answered = outcome.action == action::TX;
     if !forwarded && !answered {
         let intact = outcome.bytes == packet || reason == Reason::NoPort;

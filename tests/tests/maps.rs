@@ -58,7 +58,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
             "flags",
             "destination_mac",
             "source_mac",
-            "pad",
+            "address_change",
         ],
     ),
     ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "id", "backend", "pad"]),
@@ -225,8 +225,8 @@ fn check_node(
         dump["endpoint_bypasses"].iter().filter_map(|(_, value)| value["count"]["value"]["value"].as_u64()).sum();
     ensure!(counted == beside.len() as u64, "endpoint_bypasses: {counted}");
 
-    let redirected = only(&dump["reasons"], |key| *key == Reason::Redirected.index())?;
-    ensure!(total(redirected, "packets")? > 0, "reasons: {redirected}");
+    let passed = only(&dump["reasons"], |key| *key == Reason::NotForUs.index())?;
+    ensure!(total(passed, "packets")? > 0, "reasons: {passed}");
     let clients: BTreeSet<String> = dump["routes"]
         .iter()
         .flat_map(|(_, cpus)| cpus.as_array().into_iter().flatten().map(|cpu| cpu["value"]["client"].to_string()))

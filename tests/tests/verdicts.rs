@@ -115,34 +115,34 @@ fn delivered(ends: Ends) -> Vec<Case> {
     };
     let (peer, jumbo) = (backend::PEER, backend::JUMBO);
     vec![
-        case("a SYN goes into the pod", ends.sent().tcp(40_000, 90).syn(), REDIRECT, Reason::Redirected)
+        case("a SYN goes into the pod", ends.sent().tcp(40_000, 90).syn(), REDIRECT, Reason::Forwarded)
             .becomes(to_veth(ends.to_pod(jumbo).tcp(40_000, 8008).syn())),
         case(
             "tags and padding: the tags go",
             ends.sent().tagged(QINQ, 7).tagged(VLAN, 9).tcp(40_000, 90).padded(6),
             REDIRECT,
-            Reason::Redirected,
+            Reason::Forwarded,
         )
         .becomes(to_veth(ends.to_pod(jumbo).tcp(40_000, 8008).padded(6))),
         case(
             "a wrong checksum stays as wrong as it was",
             ends.sent().tcp(40_000, 90).checksum(Checksum::Wrong),
             REDIRECT,
-            Reason::Redirected,
+            Reason::Forwarded,
         )
         .becomes(to_veth(ends.to_pod(jumbo).tcp(40_000, 8008).checksum(Checksum::Wrong))),
-        case("a datagram for the peer of a veth", ends.sent().udp(5_000, 94), PASS, Reason::Peered)
+        case("a datagram for the peer of a veth", ends.sent().udp(5_000, 94), PASS, Reason::Forwarded)
             .becomes(ends.to_pod(peer).udp(5_000, 80))
             .for_tc(Mark::Peer(103)),
         case(
             "a datagram without checksum",
             ends.sent().udp(5_000, 94).tagged(VLAN, 1).checksum(Checksum::Zero),
             PASS,
-            Reason::Peered,
+            Reason::Forwarded,
         )
         .becomes(ends.to_pod(peer).udp(5_000, 80).checksum(Checksum::Zero))
         .for_tc(Mark::Peer(103)),
-        case("a segment for the stack keeps its tag", ends.sent().tagged(VLAN, 5).tcp(1, 93), PASS, Reason::Stacked)
+        case("a segment for the stack keeps its tag", ends.sent().tagged(VLAN, 5).tcp(1, 93), PASS, Reason::Forwarded)
             .becomes(ends.to_pod(backend::STACK).tagged(VLAN, 5).tcp(1, 8004))
             .for_tc(Mark::Stack),
     ]
@@ -237,7 +237,7 @@ fn options_and_extension_headers_are_looked_through_up_to_their_bound() {
     let peered = |what, packet: Packet| {
         let mut out = packet.clone().hops(63).udp(1, 80);
         out.destination = pod(packet.source.is_ipv4(), backend::PEER).into();
-        case(what, packet, PASS, Reason::Peered).becomes(out).for_tc(Mark::Peer(103))
+        case(what, packet, PASS, Reason::Forwarded).becomes(out).for_tc(Mark::Peer(103))
     };
     check(
         &Content::full(),
@@ -299,5 +299,5 @@ fn a_connection_that_cannot_be_recorded_is_dropped() {
     let ends = Ends::of(0);
     let actions = [1, 2, 1].map(|port| kernel.steer(&ends.sent().tcp(port, 179).syn().frame()).action);
     assert_eq!(actions, [REDIRECT, DROP, REDIRECT], "the second connection, while the first goes on");
-    assert_eq!(kernel.reasons(), [(Reason::Redirected, 2), (Reason::BypassesFull, 1)]);
+    assert_eq!(kernel.reasons(), [(Reason::Forwarded, 2), (Reason::BypassesFull, 1)]);
 }

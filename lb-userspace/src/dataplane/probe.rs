@@ -94,6 +94,11 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
                 rung,
                 destination_mac: place.destination_mac,
                 source_mac: place.source_mac,
+                address_change: checksum::change_address(
+                    service.address,
+                    question.address.into(),
+                    question.address.is_ipv4(),
+                ),
                 ..abi::Backend::default()
             }],
         },

@@ -82,6 +82,7 @@ pub struct Engine {
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
+    gone_total: Traffic,
     clock: Clock,
     started: Instant,
     last_error: Option<String>,
@@ -133,6 +134,7 @@ impl Engine {
             followed: BTreeMap::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
+            gone_total: Traffic::default(),
             clock,
             started: Instant::now(),
             last_error: None,

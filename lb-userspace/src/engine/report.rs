@@ -2,7 +2,10 @@
 
 use std::time::SystemTime;
 
-use lb_common::{abi::Traffic, reason::Reason};
+use lb_common::{
+    abi::{Counter, Traffic},
+    reason::Reason,
+};
 
 use super::Engine;
 use crate::{
@@ -70,6 +73,13 @@ impl Engine {
         }
     }
 
+    /// Of all backends that ever were.
+    fn total_traffic(&self) -> Traffic {
+        let here = self.planner.services().values().flat_map(|service| &service.backends).map(|backend| backend.id);
+        let ids = here.chain(self.planner.leaving().keys().copied());
+        ids.fold(self.gone_total, |sum, id| sum + self.traffic_of(id))
+    }
+
     fn traffic_of(&self, backend: u32) -> Traffic {
         self.tables.backend_traffic(backend).unwrap_or_default()
     }
@@ -87,13 +97,23 @@ impl Engine {
             let traffic = self.traffic_of(*id);
             let kept = self.gone_traffic.entry(*service).or_default();
             *kept = *kept + traffic;
+            self.gone_total = self.gone_total + traffic;
         }
         self.gone_traffic.retain(|service, _| self.planner.services().contains_key(service));
     }
 
     fn reason_status(&self) -> Vec<ReasonStatus> {
-        let counted = self.tables.reasons().unwrap_or_default();
-        let status = |(reason, counter): (Reason, lb_common::abi::Counter)| ReasonStatus {
+        let mut counted = self.tables.reasons().unwrap_or_default();
+        let traffic = self.total_traffic();
+        for (reason, counter) in &mut counted {
+            let counted_elsewhere = match reason {
+                Reason::Forwarded => Counter { packets: traffic.packets, bytes: traffic.bytes },
+                Reason::Replied => Counter { packets: traffic.reply_packets, bytes: traffic.reply_bytes },
+                _ => continue,
+            };
+            *counter = counted_elsewhere;
+        }
+        let status = |(reason, counter): (Reason, Counter)| ReasonStatus {
             name: reason.name().into(),
             packets: counter.packets,
             bytes: counter.bytes,

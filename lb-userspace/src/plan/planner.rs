@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, ServiceKey, backend_flags, endpoint_flags, service_flags};
+use lb_common::{
+    abi::{self, ServiceKey, backend_flags, endpoint_flags, service_flags},
+    checksum,
+};
 use thiserror::Error;
 
 use super::{
@@ -403,7 +406,9 @@ impl Planner {
             let is_default = default_service(installed, replies).is_none_or(|default| default == key);
             let record = service.replies == ReplyMode::Static && !is_default;
             let flags = if record { backend_flags::RECORD } else { 0 };
-            backends.push(abi::Backend { id, flags, ..installed.way });
+            let address_change =
+                checksum::change_address(key.address.into(), installed.way.address, key.address.is_ipv4());
+            backends.push(abi::Backend { id, flags, address_change, ..installed.way });
         }
         for id in known.into_values() {
             self.free_backend(id, key, steps);

@@ -8,6 +8,7 @@ use lb_common::{
         endpoint_flags, protocol, rung, service_flags,
     },
     address::Address,
+    checksum,
     limiter::TOKEN,
 };
 
@@ -310,7 +311,9 @@ impl Content {
         self.services.push((key, service));
         for pod in pods {
             let id = self.backend_vips.len() as u32;
-            let backend = Backend { id, flags: backend_flags, ..self.pods[(first + pod) as usize] };
+            let pod = self.pods[(first + pod) as usize];
+            let address_change = checksum::change_address(vip, pod.address, vip.is_v4());
+            let backend = Backend { id, flags: backend_flags, address_change, ..pod };
             self.backends.push(backend);
             self.backend_vips.push(key);
             self.add_endpoint(&backend, key, service);

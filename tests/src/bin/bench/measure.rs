@@ -82,6 +82,20 @@ impl Samples {
         self.0.push(nanoseconds);
     }
 
+    /// Round by round, what is left of these after `floor`.
+    pub fn above(&self, floor: &Self) -> Self {
+        self.pair(floor, |own, floor| own - floor)
+    }
+
+    /// Round by round, these as multiples of `other`: what others did to the machine in a round, they did to both.
+    pub fn ratio(&self, other: &Self) -> Self {
+        self.pair(other, |own, other| own / other)
+    }
+
+    fn pair(&self, other: &Self, of: impl Fn(f64, f64) -> f64) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(own, other)| of(*own, *other)).collect())
+    }
+
     /// The least: what others do to the machine only ever adds.
     pub fn least(&self) -> f64 {
         self.0.iter().copied().fold(f64::INFINITY, f64::min)

@@ -129,14 +129,8 @@ fn table(rows: &[Row]) -> Result<Table> {
             continue;
         }
         let is_floor = row.load.target == EMPTY;
-        let floor = if is_floor { &Samples::default() } else { floor_of(row)? };
-        let (base, base_median) = if is_floor { (0.0, 0.0) } else { (floor.least(), floor.median()) };
-        table.add(Line {
-            name: row.name.clone(),
-            nanoseconds: row.samples.least() - base,
-            median: row.samples.median() - base_median,
-            bound: row.bound.clone(),
-        });
+        let samples = if is_floor { row.samples.clone() } else { row.samples.above(floor_of(row)?) };
+        table.add(Line { name: row.name.clone(), samples, bound: row.bound.clone() });
     }
     Ok(table)
 }
@@ -272,7 +266,7 @@ impl Product {
     fn check_reasons(&self) -> Result<()> {
         use lb_common::reason::Reason;
         for (reason, counter) in self.tables.reasons()? {
-            let wanted = matches!(reason, Reason::Redirected | Reason::NotForUs | Reason::Replied | Reason::NotAReply);
+            let wanted = matches!(reason, Reason::Forwarded | Reason::NotForUs | Reason::Replied | Reason::NotAReply);
             ensure!(wanted || counter.packets == 0, "{} packets counted under {reason:?}", counter.packets);
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! The figures as people read them, and whether they reach their targets.
 
+use crate::measure::Samples;
+
 /// What a figure must not exceed.
 #[derive(Clone, Debug)]
 pub enum Bound {
@@ -14,10 +16,8 @@ pub enum Bound {
 pub struct Line {
     /// What was measured.
     pub name: String,
-    /// The least of all rounds, net of the floor.
-    pub nanoseconds: f64,
-    /// The median of all rounds, net of the floor's.
-    pub median: f64,
+    /// Every round, net of the floor.
+    pub samples: Samples,
     /// Its target.
     pub bound: Bound,
 }
@@ -34,20 +34,20 @@ impl Table {
 
     /// Prints all lines; returns how many targets are missed.
     pub fn print(&self) -> usize {
-        println!("{:<42} {:>9} {:>9}   target: ratio of limit", "ns per packet", "least", "median");
+        println!("{:<42} {:>9} {:>9}   target: median ratio of limit", "ns per packet", "least", "median");
         self.0.iter().map(|line| self.print_line(line)).sum()
     }
 
     fn print_line(&self, line: &Line) -> usize {
-        print!("{:<42} {:>9.1} {:>9.1}", line.name, line.nanoseconds, line.median);
+        print!("{:<42} {:>9.1} {:>9.1}", line.name, line.samples.least(), line.samples.median());
         let Bound::Ratios(ratios) = &line.bound else {
             println!();
             return 0;
         };
         let mut missed = 0;
         for (of, short, limit) in ratios {
-            let base = self.0.iter().find(|line| line.name == *of).map_or(f64::NAN, |line| line.nanoseconds);
-            let ratio = line.nanoseconds / base;
+            let base = self.0.iter().find(|line| line.name == *of).map(|line| &line.samples);
+            let ratio = base.map_or(f64::NAN, |base| line.samples.ratio(base).median());
             // What cannot be computed is no success.
             let reached = ratio <= *limit;
             missed += usize::from(!reached);

@@ -137,8 +137,7 @@ pub fn measure(programs: &mut LabPrograms, rounds: u32) -> Result<Table> {
     for path in &paths {
         table.add(Line {
             name: path.name.to_owned(),
-            nanoseconds: path.samples.least(),
-            median: path.samples.median(),
+            samples: path.samples.clone(),
             bound: if path.load.destination == paths[2].load.destination {
                 Bound::Ratios(vec![(PLAIN.to_owned(), "plain", 0.6)])
             } else {
