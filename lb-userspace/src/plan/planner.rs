@@ -21,7 +21,7 @@ use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, S
 
 /// How long something that was taken out of the maps is left alone, because a program may still hold it: programs
 /// run for microseconds.
-const GRACE: Duration = Duration::from_secs(1);
+pub const GRACE: Duration = Duration::from_secs(1);
 
 /// A pod's (address, protocol, port).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -511,7 +511,7 @@ pub const fn member_capacity(capacities: &Capacities) -> u32 {
     capacities.backends.next_power_of_two().saturating_mul(4)
 }
 
-fn vip_key(service: &Service) -> VipKey {
+pub(super) fn vip_key(service: &Service) -> VipKey {
     VipKey { address: service.vip, protocol: service.protocol, port: service.port }
 }
 
