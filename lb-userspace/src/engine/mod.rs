@@ -50,7 +50,7 @@ use crate::{
         netns::Namespaces,
         routes,
     },
-    plan::{maglev, ops::MapOp, planner::Planner},
+    plan::{maglev, ops::MapOp, planner::Planner, room::Stage},
     status::{self, Status},
 };
 
@@ -76,9 +76,14 @@ pub struct Engine {
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
     pending: VecDeque<MapOp>,
+    /// When the last writes were done: what they took out of the maps rests from here.
+    written: Instant,
     clock: Clock,
     started: Instant,
-    last_error: Option<String>,
+    /// Why the newest configuration was refused.
+    refusal: Option<String>,
+    /// What of the wanted state is not in the maps yet, and why; tried again with each tick.
+    waiting: Option<String>,
     _lock: Lock,
 }
 
@@ -126,9 +131,11 @@ impl Engine {
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
             pending: VecDeque::new(),
+            written: Instant::now(),
             clock,
             started: Instant::now(),
-            last_error: None,
+            refusal: None,
+            waiting: None,
             _lock: lock,
             snapshot,
         };
@@ -197,49 +204,76 @@ impl Engine {
         {
             warn!(%error, "remembered routes could not be dropped");
         }
-        if (changes.links || changes.routes)
-            && let Err(error) = self.reconcile()
-        {
-            warn!(%error, "the maps could not be brought up to date; tried again");
+        if changes.links || changes.routes {
+            // What goes wrong is in `waiting`, and tried again with the next tick.
+            let _ = self.reconcile();
         }
     }
 
     /// What time alone brings.
     fn look_after(&mut self, ticks: u64) {
         self.retire();
-        let unsettled = !self.pending.is_empty()
+        let unsettled = self.waiting.is_some()
             || self.uplinks.len() != self.snapshot.uplinks.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
-        if unsettled && let Err(error) = self.reconcile() {
-            warn!(%error, "the maps could not be brought up to date; tried again");
+        if unsettled {
+            let _ = self.reconcile();
         }
         if ticks.is_multiple_of(SWEEP_TICKS) {
             self.sweep_bypasses();
         }
     }
 
-    /// Computes what is wanted and applies the difference.
+    /// Computes what is wanted and applies the difference. Until all of it is in force, `waiting` says why not.
     fn reconcile(&mut self) -> Result<()> {
+        let done = self.approach();
+        let waiting = match &done {
+            Ok(left) if left.is_empty() => None,
+            Ok(left) => Some(left.join("\n")),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        if let Some(waiting) = waiting.as_ref().filter(|waiting| self.waiting.as_ref() != Some(waiting)) {
+            warn!(waiting, "not everything is in force yet; tried again");
+        }
+        self.waiting = waiting;
+        done.map(drop)
+    }
+
+    /// Gets as near to what is wanted as is possible now, and returns what is left and why. What is wanted no longer is
+    /// let go of after the maps have stopped leading to it.
+    fn approach(&mut self) -> Result<Vec<String>> {
         let links = links::snapshot(&mut self.netlink)?;
         let routes = routes::snapshot(&mut self.netlink)?;
-        self.follow_uplinks(&links);
+        let mut left = self.follow_uplinks(&links);
         let places = self.find_pods(&links, &routes);
-        let ops = self.planner.plan(&self.snapshot, &places, self.started.elapsed())?;
-        self.apply(ops);
-        Ok(())
+        let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
+            Stage::Whole(ops) => ops,
+            Stage::Part(ops, full) => {
+                left.push(format!("what is new comes when what it replaces has rested: {full} for more at a time"));
+                ops
+            }
+        };
+        match self.apply(ops) {
+            Ok(()) => {
+                self.release_uplinks();
+                self.release_pods(&links);
+            }
+            Err(error) => left.push(format!("cannot write to the maps: {error}")),
+        }
+        Ok(left)
     }
 
     /// Reads the configuration anew: all of it, or nothing and the reason.
     fn reload(&mut self) {
         match self.try_reload() {
             Ok(()) => {
-                self.last_error = None;
+                self.refusal = None;
                 info!(services = self.snapshot.services.len(), "configuration applied");
             }
             Err(error) => {
                 let text = format!("{error:#}");
                 error!(error = text, "configuration refused; the one before stays in force");
-                self.last_error = Some(text);
+                self.refusal = Some(text);
             }
         }
     }
@@ -256,8 +290,12 @@ impl Engine {
         let before = std::mem::replace(&mut self.snapshot, wanted);
         if let Err(error) = self.take_over() {
             self.snapshot = before;
-            self.take_over().context("cannot return to the configuration before")?;
-            return Err(error);
+            return Err(match self.take_over() {
+                Ok(()) => error,
+                Err(return_error) => {
+                    error.context(format!("cannot return to the configuration before: {return_error:#}"))
+                }
+            });
         }
         Ok(())
     }

@@ -128,23 +128,13 @@ pub struct GroChange {
 }
 
 impl Engine {
-    /// Finds every backend's pod, attaches what its interface needs, and settles its rung.
+    /// Finds every backend's pod, attaches what its interface needs, and settles its rung. Nothing is taken away from
+    /// pods that are wanted no longer: see [`Engine::release_pods`].
     pub(super) fn find_pods(&mut self, links: &Links, routes: &Routes) -> Places {
-        let services = &self.snapshot.services;
-        let wanted: BTreeSet<Wanted> =
-            services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect();
-        self.findings.retain(|known, _| wanted.contains(known));
+        let wanted = self.wanted_pods();
         let sites: BTreeMap<IpAddr, Option<Site>> =
             wanted.iter().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
-        // Not those of pods without an interface: one that moves is without for a moment.
-        let in_use: BTreeSet<u64> = self
-            .followed
-            .iter()
-            .filter(|(address, _)| sites.contains_key(address))
-            .map(|(_, cookie)| *cookie)
-            .collect();
-        self.followed.retain(|_, cookie| in_use.contains(cookie));
-        self.attach_pods(sites.values().flatten());
+        self.attach_pods(sites.values().flatten(), links);
         let mut places = Places::new();
         for (address, choice) in wanted {
             let site = sites.get(&address).cloned().flatten();
@@ -155,6 +145,34 @@ impl Engine {
             self.findings.insert((address, choice), finding);
         }
         places
+    }
+
+    fn wanted_pods(&self) -> BTreeSet<Wanted> {
+        let services = &self.snapshot.services;
+        services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect()
+    }
+
+    /// Forgets pods that are wanted no longer, and takes the programs off their interfaces. Called when the maps do not
+    /// lead to them any more: a reply that nobody rewrites ends its session.
+    pub(super) fn release_pods(&mut self, links: &Links) {
+        let wanted = self.wanted_pods();
+        self.findings.retain(|known, _| wanted.contains(known));
+        // Not those of pods without an interface: one that moves is without for a moment.
+        let addresses: BTreeSet<IpAddr> = wanted.iter().map(|(address, _)| *address).collect();
+        let followed = self.followed.iter().filter(|(address, _)| addresses.contains(address));
+        let in_use: BTreeSet<u64> = followed.map(|(_, cookie)| *cookie).collect();
+        self.followed.retain(|_, cookie| in_use.contains(cookie));
+        let pods = self.findings.values().filter_map(Finding::pod).map(|pod| pod.host_ifindex);
+        let needed: BTreeSet<u32> = pods.chain(self.uplinks.iter().map(|uplink| uplink.ifindex)).collect();
+        for ifindex in self.attached.interfaces().into_iter().filter(|ifindex| !needed.contains(ifindex)) {
+            self.attached.detach(ifindex);
+            info!(ifindex, "pod interface released");
+        }
+        // What is gone has taken its setting along.
+        let here = |change: &GroChange| {
+            links.pods.iter().any(|pod| (pod.netns_id, pod.pod_ifindex) == (change.netns, change.ifindex))
+        };
+        self.gro_changes.retain(here);
     }
 
     fn site(&self, address: IpAddr, links: &Links, routes: &Routes) -> Option<Site> {
@@ -176,22 +194,20 @@ impl Engine {
         (!is_uplink && is_podless).then(|| Site::Routed(link.clone()))
     }
 
-    /// Attaches the recorder and the return program to the interfaces of these pods, and tidies up after pods that
+    /// Attaches the recorder and the return program to the interfaces of these pods, and tidies up after interfaces that
     /// are gone.
-    fn attach_pods<'a>(&mut self, sites: impl Iterator<Item = &'a Site>) {
+    fn attach_pods<'a>(&mut self, sites: impl Iterator<Item = &'a Site>, links: &Links) {
+        for ifindex in self.attached.interfaces() {
+            if links.by_index(ifindex).is_none() {
+                self.attached.detach(ifindex);
+            }
+        }
         let pods: BTreeMap<u32, &PodInterface> = sites
             .filter_map(|site| match site {
                 Site::Pod(pod) => Some((pod.host_ifindex, pod)),
                 _ => None,
             })
             .collect();
-        let uplinks: BTreeSet<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
-        for ifindex in self.attached.interfaces() {
-            if !pods.contains_key(&ifindex) && !uplinks.contains(&ifindex) {
-                self.attached.detach(ifindex);
-                info!(ifindex, "pod interface released");
-            }
-        }
         for (ifindex, pod) in pods {
             if self.attached.contains(ifindex) {
                 continue;

@@ -207,10 +207,15 @@ pub fn render_table(status: &Status, color: bool) -> String {
     out.put(&cell(format!(", up {}, node {}", duration(status.uptime_seconds), nodes.join(", "))));
     out.end_line();
     out.end_section();
-    if let Some(error) = &status.last_error {
-        out.put(&cell("The new configuration was refused; the one before it is in force:").styled(Style::Bad));
+    let troubles = [
+        (&status.last_error, "The new configuration was refused; the one before it is in force:", Style::Bad),
+        (&status.waiting, "Not everything is in force yet; it is tried again each second:", Style::Partly),
+    ];
+    for (trouble, title, style) in troubles {
+        let Some(trouble) = trouble else { continue };
+        out.put(&cell(title).styled(style));
         out.end_line();
-        out.note(&cell(error));
+        out.note(&cell(trouble));
         out.end_section();
     }
     programs(&status.programs).write(&mut out);
