@@ -399,6 +399,22 @@ fn settings(lab: &Lab) -> Result<String> {
 }
 
 #[test]
+fn signals_are_heard_while_the_agent_starts() -> Result<()> {
+    if !available("bad_input") {
+        return Ok(());
+    }
+    let lab = lab("start", 2)?;
+    let base = base(&lab);
+    Agent::start_unready(&lab, &base)?.stop().context("SIGTERM")?;
+    check_nothing_left(&lab)?;
+    let mut agent = Agent::start_unready(&lab, &base)?;
+    agent.reload(&base.replacen("10.96.0.2", "10.96.0.3", 1)).context("SIGHUP")?;
+    agent.wait_ready()?;
+    agent.wait_status("the changed service", |status| (status["services"][1]["vip"] == "10.96.0.3").then_some(()))?;
+    agent.stop()
+}
+
+#[test]
 fn sigterm_leaves_nothing_behind() -> Result<()> {
     if !available("bad_input") {
         return Ok(());

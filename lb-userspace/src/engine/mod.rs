@@ -23,7 +23,7 @@ use lb_common::{
 };
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
@@ -89,26 +89,61 @@ pub struct Engine {
 
 /// Runs the agent with this configuration file until it is told to stop.
 pub fn run(config: &Path) -> Result<()> {
+    // Before the file is read: whoever changes it meanwhile is heard.
+    let version = file_version(config);
     let snapshot = config::load(config)?;
     guard::check_capabilities()?;
     let lock = Lock::take(&snapshot.run_directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // Before the first look, so that nothing is missed between the two.
+        // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
+        let signals = Signals::take()?;
         let mut engine = Engine::start(config, snapshot, lock)?;
-        let result = engine.serve(monitor).await;
+        let result = engine.serve(monitor, signals, version).await;
         engine.stop();
         result
     })
 }
 
+/// What the agent is told by signals. From here on none of them ends the process.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn take() -> Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
 impl Engine {
     fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
-        let pins = &snapshot.pin_directory;
-        if bpffs::prepare(pins)? {
+        let pins = snapshot.pin_directory.clone();
+        if bpffs::prepare(&pins)? {
             info!(path = %pins.display(), "bpffs mounted");
         }
+        let loaded = Self::load(config, snapshot, lock);
+        let mut engine = loaded.inspect_err(|_| {
+            // The error that is returned matters more than one of tidying up.
+            let _ = bpffs::remove(&pins);
+        })?;
+        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
+            engine.stop();
+            return Err(error);
+        }
+        Ok(engine)
+    }
+
+    /// Loads the programs and makes the maps; nothing is attached yet.
+    fn load(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+        let pins = &snapshot.pin_directory;
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
         for (name, entries, bytes) in sizes.maps(cpus) {
@@ -117,7 +152,7 @@ impl Engine {
         let mut object = object::load(&sizes, Some(&pins.join("maps")))?;
         let clock = Clock::measure(&mut object)?;
         let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
-        let mut engine = Self {
+        Ok(Self {
             config: config.to_path_buf(),
             planner: Planner::new(snapshot.capacities),
             attached: Attached::new(pins.join("links")),
@@ -138,27 +173,18 @@ impl Engine {
             waiting: None,
             _lock: lock,
             snapshot,
-        };
-        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
-            engine.stop();
-            return Err(error);
-        }
-        Ok(engine)
+        })
     }
 
-    async fn serve(&mut self, monitor: Monitor) -> Result<()> {
+    async fn serve(&mut self, monitor: Monitor, mut signals: Signals, mut version: FileVersion) -> Result<()> {
         let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
         let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
         let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Status>>(8);
         tokio::spawn(status::serve(listener, move || answer(ask.clone())));
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // SAFETY: the monitor keeps its descriptor open and unchanged for as long as it lives.
         let mut monitor = unsafe { AsyncFd::register(monitor) }?;
-        let mut version = file_version(&self.config);
         let mut ticks = 0u64;
         info!(services = self.snapshot.services.len(), "ready");
         loop {
@@ -184,12 +210,12 @@ impl Engine {
                     }
                     self.look_after(ticks);
                 }
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     version = file_version(&self.config);
                     self.reload();
                 }
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.interrupt.recv() => return Ok(()),
             }
         }
     }
@@ -331,8 +357,10 @@ async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {
     status.await.unwrap_or_default()
 }
 
-/// Changes when the file does, also when a symlink in its path is swapped.
-fn file_version(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
+/// Changes when the file does, also when a symlink in its path is swapped: device, inode, time and length.
+type FileVersion = Option<(u64, u64, i64, i64, u64)>;
+
+fn file_version(path: &Path) -> FileVersion {
     let facts = std::fs::metadata(path).ok()?;
     Some((facts.dev(), facts.ino(), facts.mtime(), facts.mtime_nsec(), facts.len()))
 }
