@@ -50,7 +50,12 @@ use crate::{
         netns::Namespaces,
         routes,
     },
-    plan::{maglev, ops::MapOp, planner::Planner, room::Stage},
+    plan::{
+        maglev,
+        ops::MapOp,
+        planner::{GRACE, PlanError, Planner},
+        room::Stage,
+    },
     status::{self, Status},
 };
 
@@ -274,8 +279,12 @@ impl Engine {
         let places = self.find_pods(&links, &routes);
         let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
             Stage::Whole(ops) => ops,
-            Stage::Part(ops, full) => {
-                left.push(format!("what is new comes when what it replaces has rested: {full} for more at a time"));
+            Stage::Part(ops, PlanError::Full { what, key, capacity }) => {
+                left.push(format!(
+                    "{what} takes the place of one that was just taken out, which rests for {} s; a larger {key} than \
+                     {capacity} leaves room for both",
+                    GRACE.as_secs()
+                ));
                 ops
             }
         };
