@@ -14,7 +14,7 @@ use crate::{
     model::{Rung, RungChoice},
     net::{
         ethtool::{Offload, set_in},
-        links::{Link, Links, PodInterface},
+        links::{Link, LinkKind, Links, PodInterface},
         routes::{Family, Routes},
     },
     plan::planner::{Place, Places},
@@ -182,15 +182,11 @@ impl Engine {
         if links.addresses().any(|own| own.address == address) {
             return Some(Site::Host);
         }
-        let route = routes
-            .0
-            .iter()
-            .filter(|route| covers(route.destination, route.prefix_length, address))
-            .max_by_key(|route| route.prefix_length)?;
+        let route = routes.to(address)?;
         let link = links.by_index(route.interface)?;
         let is_uplink = self.uplinks.iter().any(|uplink| uplink.ifindex == link.index);
         // A bridge or veth leads to pods that have just gone or are just coming.
-        let is_podless = matches!(link.kind, crate::net::links::LinkKind::Other(_));
+        let is_podless = matches!(link.kind, LinkKind::Other(_));
         (!is_uplink && is_podless).then(|| Site::Routed(link.clone()))
     }
 
@@ -334,29 +330,5 @@ impl Engine {
                 let _ = set_in(&netns, change.ifindex, Offload::Gro, false);
             }
         }
-    }
-}
-
-/// Whether a prefix covers an address.
-fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
-        IpAddr::V6(v6) => (v6.to_bits(), 128),
-    };
-    let ((prefix, prefix_width), (address, width)) = (bits(prefix), bits(address));
-    prefix_width == width && (length == 0 || (prefix ^ address) >> (128 - u32::from(length)) == 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_covers_what_begins_like_it() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(covers(ip("10.1.0.0"), 16, ip("10.1.255.1")));
-        assert!(!covers(ip("10.1.0.0"), 16, ip("10.2.0.1")));
-        assert!(covers(ip("::"), 0, ip("2001:db8::1")) && !covers(ip("::"), 0, ip("10.0.0.1")));
-        assert!(covers(ip("2001:db8::1"), 128, ip("2001:db8::1")));
     }
 }
