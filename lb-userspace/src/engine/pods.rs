@@ -23,6 +23,9 @@ use crate::{
 
 /// How long a rung that failed is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(3);
+/// How long addresses are tested in one go; the rest is left to the next tick. The agent does nothing else meanwhile, and
+/// an address that does not answer takes more than half a second.
+const TESTS_TIME_MAX: Duration = Duration::from_secs(1);
 /// Largest packet that a host-network pod takes: what the loopback interface does.
 const LOOPBACK_MTU: u32 = 65_535;
 
@@ -94,7 +97,8 @@ pub struct Finding {
     pub state: BackendState,
     /// Where the state comes from.
     pub reason: Option<String>,
-    tried: Instant,
+    /// When it was tested; `None` while it waits for that.
+    tried: Option<Instant>,
 }
 
 impl Finding {
@@ -136,9 +140,14 @@ impl Engine {
             wanted.iter().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
         self.attach_pods(sites.values().flatten(), links);
         let mut places = Places::new();
-        for (address, choice) in wanted {
+        // Those that wait longest first: what never answers must not keep others waiting.
+        let mut order: Vec<Wanted> = wanted.into_iter().collect();
+        order.sort_by_key(|wanted| self.findings.get(wanted).and_then(|known| known.tried));
+        let deadline = Instant::now() + TESTS_TIME_MAX;
+        for (address, choice) in order {
             let site = sites.get(&address).cloned().flatten();
-            let finding = self.settle((address, choice), site, links, routes);
+            let known = self.known((address, choice), site.as_ref(), deadline);
+            let finding = known.unwrap_or_else(|| self.settle((address, choice), site, links, routes));
             if let (Some(site), Some(rung)) = (&finding.site, finding.rung) {
                 places.insert((address, choice), site.place(rung));
             }
@@ -225,15 +234,26 @@ impl Engine {
         Ok(())
     }
 
-    /// The earlier finding where nothing has changed, else a new one.
-    fn settle(&mut self, wanted: Wanted, site: Option<Site>, links: &Links, routes: &Routes) -> Finding {
-        if let Some(known) = self.findings.get(&wanted)
-            && known.site == site
-            && (known.state == BackendState::Ready || known.tried.elapsed() < RETRY)
-        {
-            return known.clone();
+    /// What is known without a test: the earlier finding where nothing has changed, or that there is no time for a test.
+    fn known(&self, wanted: Wanted, site: Option<&Site>, deadline: Instant) -> Option<Finding> {
+        let earlier = self.findings.get(&wanted).filter(|known| known.site.as_ref() == site);
+        let late = site.is_some() && Instant::now() >= deadline;
+        match earlier {
+            Some(known) if known.state == BackendState::Ready || late => Some(known.clone()),
+            Some(known) if known.tried.is_some_and(|tried| tried.elapsed() < RETRY) => Some(known.clone()),
+            None if late => Some(Finding {
+                site: site.cloned(),
+                rung: None,
+                state: BackendState::Pending,
+                reason: Some("waits for its self-test; others are tested".into()),
+                tried: None,
+            }),
+            _ => None,
         }
-        let tried = Instant::now();
+    }
+
+    fn settle(&mut self, wanted: Wanted, site: Option<Site>, links: &Links, routes: &Routes) -> Finding {
+        let tried = Some(Instant::now());
         let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, tried };
         let Some(found) = &site else {
             return finding(BackendState::NoInterface, None, Some("no pod on this node has the address".into()));
