@@ -280,6 +280,16 @@ fn a_vip_that_no_machine_can_have_is_refused() {
 }
 
 #[test]
+fn the_vip_of_the_self_test_is_refused() {
+    for vip in ["192.0.0.8", "100::8"] {
+        check_service_refused(
+            &format!("  - {{ name: a, vip: ▶'{vip}', protocol: TCP, ports: [1] }}\n"),
+            &[&format!("VIP {vip} is what the agent tests pods with; choose another address")],
+        );
+    }
+}
+
+#[test]
 fn the_same_vip_protocol_and_port_twice_is_refused_with_both_places() {
     check_service_refused(
         "  - { name: traps, vip: 198.51.100.1, protocol: UDP, ports: [162, ▶162] }
