@@ -27,7 +27,7 @@ const NAME_BYTES_MAX: usize = 253;
 /// Ports of one entry; each is a service with a table of its own.
 const PORTS_MAX: usize = 4096;
 /// Backends of one entry: as many owners as a Maglev table tells apart.
-const BACKENDS_MAX: usize = 1 << 16;
+const BACKENDS_MAX: usize = maglev::NO_OWNER as usize;
 
 const PROTOCOLS: [(&str, Protocol); 2] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
 const REPLIES: [(&str, ReplyMode); 3] =
