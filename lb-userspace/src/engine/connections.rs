@@ -169,7 +169,10 @@ impl Engine {
         for (key, bypass) in self.tables.bypasses() {
             let named = bypass.service != NO_SERVICE && retired.services.contains(&bypass.service);
             if named || backend_of(&self.planner, &key).is_none() {
-                let _ = self.tables.remove_bypass(&key, backend_of(&self.planner, &key));
+                let backend = backend_of(&self.planner, &key);
+                if let Err(error) = self.tables.remove_bypass(&key, backend) {
+                    warn!(%error, pod = %IpAddr::from(key.pod), "cannot remove the record of a connection");
+                }
             }
         }
         for backend in retired.backends {

@@ -276,6 +276,11 @@ impl Engine {
         let links = links::snapshot(&mut self.netlink)?;
         let routes = routes::snapshot(&mut self.netlink)?;
         let mut left = self.follow_uplinks(&links);
+        // Nothing is planned beyond writes that fail, so that they stay as many as one plan has.
+        if let Err(error) = self.apply(Vec::new()) {
+            left.push(cannot_write(&error));
+            return Ok(left);
+        }
         let places = self.find_pods(&links, &routes);
         let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
             Stage::Whole(ops) => ops,
@@ -293,7 +298,7 @@ impl Engine {
                 self.release_uplinks();
                 self.release_pods(&links);
             }
-            Err(error) => left.push(format!("cannot write to the maps: {error}")),
+            Err(error) => left.push(cannot_write(&error)),
         }
         Ok(left)
     }
@@ -358,6 +363,10 @@ impl Engine {
         let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));
         info!("stopped; nothing is left attached");
     }
+}
+
+fn cannot_write(error: &anyhow::Error) -> String {
+    format!("cannot write to the maps: {error:#}")
 }
 
 async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {
