@@ -1,13 +1,13 @@
 //! Privileged: makes network namespaces, loads programs into the kernel and mounts bpffs.
 //!
-//! What a change of the configuration must leave alone while the agent runs.
+//! What a change of the configuration or of the uplink must leave alone while the agent runs.
 
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::{Agent, Configuration, Service, available, check_nothing_left},
-    lab::{Family, Lab, Options, vip},
+    lab::{Family, Lab, Options, UPLINK, vip},
     programs::conversation::{self, Conversation, Speaker},
 };
 use serde_json::Value;
@@ -74,6 +74,30 @@ fn an_uplink_whose_mode_is_changed_stays_attached() -> Result<()> {
     }
     agent.stop()?;
     check_nothing_left(&lab)
+}
+
+#[test]
+fn an_uplink_that_is_gone_is_told_of_and_taken_again_when_it_is_back() -> Result<()> {
+    if !available("reload") {
+        return Ok(());
+    }
+    let mut lab = Lab::new("gone", Options { pods: 1, ..Options::default() })?;
+    lab.attach_router_program()?;
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let agent = Agent::start_with(&lab, &yaml(&lab, "native", vec![service(&lab, 1, &[0], POD_PORT)]))?;
+    wait_ready(&agent, 1)?;
+    let mut session = Conversation::open(&lab.element, target(1), &listener)?;
+    lab.node.ip(&format!("link set {UPLINK} name elsewhere"))?;
+    agent.wait_status("the missing uplink", |status| {
+        let told = status["waiting"].as_str()?.contains(&format!("uplink {UPLINK} does not exist on this node"));
+        (told && mode_of_the_uplink(status).is_none()).then_some(())
+    })?;
+    lab.node.ip(&format!("link set elsewhere name {UPLINK}"))?;
+    agent.wait_status("the uplink that is back", |status| {
+        (status["waiting"].is_null() && mode_of_the_uplink(status).is_some()).then_some(())
+    })?;
+    session.exchange(Speaker::Pod)?;
+    agent.stop()
 }
 
 /// The table of a service never shrinks, so that there may be no room for a second one of its size.
