@@ -141,6 +141,17 @@ pub enum Rung {
     Stack,
 }
 
+impl Rung {
+    /// As the configuration writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Redirect => "redirect",
+            Self::Peer => "peer",
+            Self::Stack => "stack",
+        }
+    }
+}
+
 /// The rung that the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

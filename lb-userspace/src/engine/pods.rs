@@ -78,6 +78,16 @@ impl Site {
         }
     }
 
+    /// Whether what was found out about one holds for the other: a pod's further addresses and names change no way.
+    fn is_same_way(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pod(one), Self::Pod(two)) => {
+                one.pod_ifindex == two.pod_ifindex && self.place(Rung::Redirect) == other.place(Rung::Redirect)
+            }
+            _ => self == other,
+        }
+    }
+
     fn rungs(&self, choice: RungChoice) -> Vec<Rung> {
         let all = match self {
             Self::Pod(_) => &[Rung::Redirect, Rung::Peer, Rung::Stack][..],
@@ -236,11 +246,16 @@ impl Engine {
 
     /// What is known without a test: the earlier finding where nothing has changed, or that there is no time for a test.
     fn known(&self, wanted: Wanted, site: Option<&Site>, deadline: Instant) -> Option<Finding> {
-        let earlier = self.findings.get(&wanted).filter(|known| known.site.as_ref() == site);
+        let earlier = self.findings.get(&wanted).filter(|known| match (&known.site, site) {
+            (Some(known), Some(site)) => known.is_same_way(site),
+            (known, site) => known.is_none() && site.is_none(),
+        });
         let late = site.is_some() && Instant::now() >= deadline;
+        let is_recent = |known: &Finding| known.tried.is_some_and(|tried| tried.elapsed() < RETRY);
         match earlier {
-            Some(known) if known.state == BackendState::Ready || late => Some(known.clone()),
-            Some(known) if known.tried.is_some_and(|tried| tried.elapsed() < RETRY) => Some(known.clone()),
+            Some(known) if known.state == BackendState::Ready || late || is_recent(known) => {
+                Some(Finding { site: site.cloned(), ..known.clone() })
+            }
             None if late => Some(Finding {
                 site: site.cloned(),
                 rung: None,
@@ -256,7 +271,11 @@ impl Engine {
         let tried = Some(Instant::now());
         let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, tried };
         let Some(found) = &site else {
-            return finding(BackendState::NoInterface, None, Some("no pod on this node has the address".into()));
+            let reason = match links.pod_with_address(wanted.0) {
+                Some(pod) => format!("the pod's interface is down; see `ip link show {}`", pod.host_name),
+                None => "no pod on this node has the address".into(),
+            };
+            return finding(BackendState::NoInterface, None, Some(reason));
         };
         let mut reasons = Vec::new();
         for rung in found.rungs(wanted.1) {
@@ -268,7 +287,7 @@ impl Engine {
                 }
                 Err(reason) => {
                     debug!(backend = %wanted.0, ?rung, reason, "rung failed");
-                    reasons.push(format!("{rung:?}: {reason}").to_lowercase());
+                    reasons.push(format!("{}: {reason}", rung.name()));
                 }
             }
         }

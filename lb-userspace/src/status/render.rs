@@ -290,11 +290,6 @@ fn services(services: &[ServiceStatus]) -> Table {
 }
 
 fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
-    let rung = backend.rung.map(|rung| match rung {
-        Rung::Redirect => "redirect",
-        Rung::Peer => "peer",
-        Rung::Stack => "stack",
-    });
     let state = match (backend.state, backend.drain) {
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),
@@ -307,7 +302,7 @@ fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
         cell(format!("  {}", SocketAddr::new(backend.address, backend.port))),
         cell(backend.weight.to_string()),
         cell(share(backend.slots.into(), slots.into())),
-        optional(rung),
+        optional(backend.rung.map(Rung::name)),
         state,
         optional(backend.interface.as_ref()),
         cell(count(backend.packets)),
