@@ -152,7 +152,7 @@ impl<'a> Services<'a> {
         let scalar = self.required(vip, place, "vip", "write vip: with the virtual address of the service")?;
         let vip = self.note(scalar.unicast("VIP"))?;
         if SELF_TEST_VIPS.contains(&vip) {
-            let what = format!("VIP {vip} is what the agent tests pods with");
+            let what = format!("VIP {} is what the agent tests pods with", quote(&scalar.text));
             self.problems.push(scalar.problem(what, "choose another address"));
         }
         let owner = match (self.nodes.get(&vip), self.pods.get(&vip)) {
