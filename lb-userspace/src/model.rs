@@ -1,7 +1,11 @@
 //! What the agent is told to do, validated. Every source (file, later Kubernetes) produces a [`Snapshot`];
 //! everything after it is shared.
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +141,17 @@ pub enum Rung {
     Stack,
 }
 
+impl Rung {
+    /// As the configuration writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Redirect => "redirect",
+            Self::Peer => "peer",
+            Self::Stack => "stack",
+        }
+    }
+}
+
 /// The rung that the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -148,6 +163,11 @@ pub enum RungChoice {
     #[serde(untagged)]
     Only(Rung),
 }
+
+/// The VIPs of self-tests, which no service may have: the dummy address of RFC 7600, and one of the discard prefix of
+/// RFC 6666.
+pub const SELF_TEST_VIPS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 8))];
 
 /// One (VIP, protocol, port) and the backends behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -42,6 +42,8 @@ pub struct Status {
     pub maps: Vec<MapStatus>,
     /// Why the newest configuration was refused, where it was; the one before it is in force.
     pub last_error: Option<String>,
+    /// What of the wanted state is not in the maps yet, and why; the agent tries again each second.
+    pub waiting: Option<String>,
 }
 
 /// A program at one place.

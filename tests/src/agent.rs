@@ -98,12 +98,27 @@ impl Agent {
 
     /// As [`start_with`](Self::start_with); `change` may put a program before the agent that executes it.
     pub fn start_as(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
-        let (file, command) = prepare(lab, yaml)?;
-        let process = Process::start("sluice agent", &mut change(command))?;
-        let (pins, runtime) = paths(lab);
-        let mut agent = Self { process, binary: binary()?, configuration: file, pins, runtime };
+        let mut agent = Self::launch(lab, yaml, change)?;
         agent.wait_ready()?;
         Ok(agent)
+    }
+
+    /// Starts the agent, and waits only until it has pinned a map: its programs are not attached by then.
+    pub fn start_unready(lab: &Lab, yaml: &str) -> Result<Self> {
+        let mut agent = Self::launch(lab, yaml, |command| command)?;
+        wait_until("the agent's first pinned map", READY_LIMIT, || {
+            agent.process.check_running()?;
+            let some = fs::read_dir(agent.pins.join("maps")).is_ok_and(|mut maps| maps.next().is_some());
+            Ok(some.then_some(()))
+        })?;
+        Ok(agent)
+    }
+
+    fn launch(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
+        let (configuration, command) = prepare(lab, yaml)?;
+        let process = Process::start("sluice agent", &mut change(command))?;
+        let (pins, runtime) = paths(lab);
+        Ok(Self { process, binary: binary()?, configuration, pins, runtime })
     }
 
     /// Starts an agent that must refuse to run, and returns what it says. `change` as in [`start_as`](Self::start_as).
@@ -144,14 +159,16 @@ impl Agent {
             last = self.status()?;
             Ok(wanted(&last))
         })
-        .with_context(|| format!("services: {:#}\nlast error: {}", last["services"], last["lastError"]))
+        .with_context(|| {
+            let (refusal, waiting) = (&last["lastError"], &last["waiting"]);
+            format!("services: {:#}\nlast error: {refusal}\nwaiting: {waiting}", last["services"])
+        })
         .with_context(|| self.log_tail())
     }
 
     /// Replaces the configuration and tells the agent.
     pub fn reconfigure(&mut self, configuration: &Configuration) -> Result<()> {
-        fs::write(&self.configuration, configuration.yaml(&self.pins, &self.runtime))?;
-        self.process.signal(libc::SIGHUP)
+        self.reload(&configuration.yaml(&self.pins, &self.runtime))
     }
 
     /// What `sluice status` says.
@@ -200,7 +217,8 @@ impl Agent {
         Ok(())
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Waits until the agent answers.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let mut last = String::from("not asked yet");
         let ready = wait_until("the agent to answer `sluice status`", READY_LIMIT, || {
             self.process.check_running()?;

@@ -277,10 +277,11 @@ fn missing_privileges_are_named() -> Result<()> {
     }
     let lab = lab("capabilities", 2)?;
     let base = base(&lab);
-    let all = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"];
-    for (dropped, missing) in
-        [("-net_admin", &all[..1]), ("-sys_admin", &all[1..2]), ("-perfmon,-bpf", &all[2..]), ("-all", &all[..])]
-    {
+    let all = ["CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"];
+    let drops =
+        [("-net_broadcast", 0..1), ("-net_admin", 1..2), ("-sys_admin", 2..3), ("-perfmon,-bpf", 3..5), ("-all", 0..5)];
+    for (dropped, missing) in drops {
+        let missing = &all[missing];
         let change = |agent: Command| behind(&lab, &["setpriv", "--bounding-set", dropped], &agent);
         let said = Agent::refusal(&lab, &base, change)?;
         ensure!(said.contains("not allowed to run: missing "), "{dropped}: {said}");
@@ -289,7 +290,11 @@ fn missing_privileges_are_named() -> Result<()> {
         }
         check_nothing_left(&lab)?;
     }
-    Ok(())
+    let enough = "-all,+net_broadcast,+net_admin,+sys_admin,+perfmon,+bpf";
+    let agent = Agent::start_as(&lab, &base, |agent| behind(&lab, &["setpriv", "--bounding-set", enough], &agent))?;
+    wait_ready(&agent)?;
+    agent.stop()?;
+    check_nothing_left(&lab)
 }
 
 #[test]
@@ -396,6 +401,22 @@ fn settings(lab: &Lab) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+#[test]
+fn signals_are_heard_while_the_agent_starts() -> Result<()> {
+    if !available("bad_input") {
+        return Ok(());
+    }
+    let lab = lab("start", 2)?;
+    let base = base(&lab);
+    Agent::start_unready(&lab, &base)?.stop().context("SIGTERM")?;
+    check_nothing_left(&lab)?;
+    let mut agent = Agent::start_unready(&lab, &base)?;
+    agent.reload(&base.replacen("10.96.0.2", "10.96.0.3", 1)).context("SIGHUP")?;
+    agent.wait_ready()?;
+    agent.wait_status("the changed service", |status| (status["services"][1]["vip"] == "10.96.0.3").then_some(()))?;
+    agent.stop()
 }
 
 #[test]

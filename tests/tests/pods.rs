@@ -316,6 +316,28 @@ fn a_rung_that_does_not_get_through_is_passed_over_with_its_reason() -> Result<(
     Ok(())
 }
 
+/// Each address that does not answer takes more than half a second, in which the agent does nothing else.
+#[test]
+fn pods_that_do_not_answer_keep_neither_the_agent_nor_other_pods_waiting() -> Result<()> {
+    if !available("pods") {
+        return Ok(());
+    }
+    const PODS: u8 = 12;
+    let mut lab = Lab::new("silent", Options { pods: PODS, ..Options::default() })?;
+    for pod in &lab.pods[..usize::from(PODS) - 1] {
+        filter(&pod.namespace, "drop")?;
+    }
+    let all: Vec<u8> = (FIRST..FIRST + PODS).collect();
+    let services = services(&lab, &all, "auto").into_iter().filter(|service| service.vip.is_ipv4()).collect();
+    let agent = start(&mut lab, services, "native")?;
+    wait_ready(&agent, FIRST + PODS - 1, &lab.pods[usize::from(PODS) - 1].host_interface)?;
+    for _ in 0..3 {
+        // Gives up after five seconds.
+        agent.status()?;
+    }
+    agent.stop()
+}
+
 /// The negative control: the self-test fails where the rung does, whatever interface flags say.
 #[test]
 fn the_self_test_has_teeth() -> Result<()> {

@@ -48,7 +48,7 @@ pub enum Command {
     /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. SIGTERM
     /// takes everything down again; when the agent is killed, the data plane goes on until the next agent replaces it.
     ///
-    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
     #[command(after_help = "\
 Examples:
   sluice agent --config /etc/sluice/sluice.yaml

@@ -14,8 +14,6 @@ use crate::{
 const SERVICES_MAX: u32 = 1 << 16;
 /// Every backend is four times 64 bytes of a preallocated array; the pods of a cluster of the largest supported size fit.
 const BACKENDS_MAX: u32 = 1 << 20;
-/// Positions that a slot can name.
-const BACKENDS_OF_SERVICE_MAX: usize = u16::MAX as usize;
 /// The smallest table and the second range that a change of it needs.
 const MAGLEV_SLOTS_MIN: u32 = 2 * TABLE_SLOTS_MIN;
 /// 4 bytes each: 1 GiB.
@@ -98,13 +96,6 @@ pub(super) fn check(
                 format!("set capacities.{key} to at least {needed} (at most {most}), or configure fewer"),
             ));
         }
-    }
-    if let Some(service) = services.iter().find(|service| service.backends.len() > BACKENDS_OF_SERVICE_MAX) {
-        problems.push(Problem::new(
-            place,
-            format!("`{}` has {} backends", service.name, service.backends.len()),
-            format!("give a service at most {BACKENDS_OF_SERVICE_MAX}: a slot names its owner in 16 bits"),
-        ));
     }
     check_maglev(services, capacities.maglev_slots, at(raw.and_then(|raw| raw.maglev_slots.as_ref())), problems);
 }

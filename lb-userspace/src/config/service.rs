@@ -13,7 +13,10 @@ use super::{
     scalar::{Scalar, position, quote},
     validate::{bounded, missing},
 };
-use crate::model::{Backend, Protocol, ReplyMode, Rung, RungChoice, Service};
+use crate::{
+    model::{Backend, Protocol, ReplyMode, Rung, RungChoice, SELF_TEST_VIPS, Service},
+    plan::maglev,
+};
 
 /// Largest weight. With the smallest it bounds a table to a thousand times what equal weights need.
 pub(super) const WEIGHT_MAX: u16 = 1000;
@@ -24,7 +27,7 @@ const NAME_BYTES_MAX: usize = 253;
 /// Ports of one entry; each is a service with a table of its own.
 const PORTS_MAX: usize = 4096;
 /// Backends of one entry: as many owners as a Maglev table tells apart.
-const BACKENDS_MAX: usize = 1 << 16;
+const BACKENDS_MAX: usize = maglev::NO_OWNER as usize;
 
 const PROTOCOLS: [(&str, Protocol); 2] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
 const REPLIES: [(&str, ReplyMode); 3] =
@@ -148,6 +151,10 @@ impl<'a> Services<'a> {
     fn vip(&mut self, vip: Option<&'a Scalar>, place: Position) -> Option<IpAddr> {
         let scalar = self.required(vip, place, "vip", "write vip: with the virtual address of the service")?;
         let vip = self.note(scalar.unicast("VIP"))?;
+        if SELF_TEST_VIPS.contains(&vip) {
+            let what = format!("VIP {} is what the agent tests pods with", quote(&scalar.text));
+            self.problems.push(scalar.problem(what, "choose another address"));
+        }
         let owner = match (self.nodes.get(&vip), self.pods.get(&vip)) {
             (Some(node), _) => Some(("this node, see", node)),
             (None, Some(pod)) => Some(("a backend, see", pod)),

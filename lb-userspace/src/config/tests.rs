@@ -250,7 +250,7 @@ fn a_vip_that_is_the_nodes_or_a_pods_address_is_refused() {
 }
 
 #[test]
-fn a_vip_that_no_machine_can_have_is_refused() {
+fn a_vip_that_no_service_can_have_is_refused() {
     let reachable = "write a unicast address that other machines can reach";
     let cases = [
         ("0.0.0.0", "is the unspecified address", reachable),
@@ -262,6 +262,8 @@ fn a_vip_that_no_machine_can_have_is_refused() {
         ("169.254.1.1", "is a link-local address", reachable),
         ("fe80::1", "is a link-local address", reachable),
         ("255.255.255.255", "is the broadcast address", reachable),
+        ("192.0.0.8", "is what the agent tests pods with", "choose another address"),
+        ("100::8", "is what the agent tests pods with", "choose another address"),
         ("'::ffff:198.51.100.1'", "is IPv4-mapped, which no packet carries", "write the IPv4 address 198.51.100.1"),
         ("198.51.100.1/32", "is not an IP address", "write the address without a prefix length"),
         (

@@ -1,6 +1,14 @@
 //! The directory that maps and links are pinned in.
 
-use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
 
 use super::DataPlaneError;
 
@@ -57,8 +65,54 @@ pub fn prepare(directory: &Path) -> Result<bool, DataPlaneError> {
     Ok(mounted)
 }
 
-/// Removes the pins, which takes down programs and maps that nothing else holds.
+/// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
+/// and until then refuses the next program in the same place.
+pub fn detach(pin: &Path) -> io::Result<()> {
+    let link = open_pinned(pin)?;
+    let attributes = libc::c_uint::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    let detached = bpf(BPF_LINK_DETACH, &attributes);
+    fs::remove_file(pin)?;
+    match detached {
+        // Its interface is gone.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
+    let descriptor = bpf(BPF_OBJ_GET, &attributes)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// What `BPF_OBJ_GET` reads of `union bpf_attr`.
+#[repr(C)]
+struct ObjectAttributes {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+}
+
+/// bpf(2) with a command that writes nothing back.
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    let pointer = std::ptr::from_ref(attributes);
+    // SAFETY: the pointer and length describe `attributes`, which lives across the call and has no padding.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
+
+/// Detaches the programs and removes the pins, which takes down maps that nothing else holds.
 pub fn remove(directory: &Path) -> io::Result<()> {
+    for link in fs::read_dir(directory.join("links")).into_iter().flatten().flatten() {
+        // What is no link is removed all the same.
+        let _ = detach(&link.path());
+    }
     for part in ["links", "maps"] {
         match fs::remove_dir_all(directory.join(part)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -7,9 +7,10 @@ use aya::{
     Ebpf,
     programs::{LinkOrder, ProgramError, TcAttachType, XdpMode, links::FdLink, loaded_programs, tc::TcAttachOptions},
 };
+use tracing::warn;
 
 use super::{
-    DataPlaneError,
+    DataPlaneError, bpffs,
     object::{tc, xdp},
 };
 use crate::{
@@ -156,7 +157,10 @@ impl Attached {
     /// Detaches everything from an interface, or tidies up after one that is gone.
     pub fn detach(&mut self, ifindex: u32) {
         for program in self.places.remove(&ifindex).unwrap_or_default() {
-            let _ = fs::remove_file(self.links.join(format!("{}-{ifindex}", program.name)));
+            let pin = self.links.join(format!("{}-{ifindex}", program.name));
+            if let Err(error) = bpffs::detach(&pin) {
+                warn!(%error, pin = %pin.display(), "cannot detach a program; a restart of the agent will");
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Instant,
 };
 
 use lb_common::abi::{BypassKey, ServiceKey, endpoint_flags, protocol};
@@ -15,7 +16,10 @@ use crate::{
         links::PodInterface,
         sockets::{Connection, Listeners, connections, connections_in},
     },
-    plan::{ops::MapOp, planner::EndpointKey},
+    plan::{
+        ops::MapOp,
+        planner::{EndpointKey, GRACE},
+    },
 };
 
 /// Coarse ticks that a record is kept at least: a handshake may not have made its socket yet.
@@ -24,18 +28,19 @@ const YOUNG: u32 = 12;
 const UDP_IDLE: u32 = 2400;
 
 impl Engine {
-    /// Applies a plan's writes. An endpoint's first appearance is in two steps: bypasses are recorded, then what is
-    /// connected already is listed, and only then are its replies rewritten.
-    pub(super) fn apply(&mut self, ops: Vec<MapOp>) {
+    /// Applies a plan's writes, after those that failed before. An endpoint's first appearance is in two steps: bypasses
+    /// are recorded, then what is connected already is listed, and only then are its replies rewritten.
+    pub(super) fn apply(&mut self, ops: Vec<MapOp>) -> anyhow::Result<()> {
         self.pending.extend(ops);
         while let Some(op) = self.pending.front().cloned() {
             if let Err(error) = self.apply_one(&op) {
                 warn!(%error, ?op, "a write failed; it is tried again");
-                self.last_error = Some(format!("cannot write to the maps: {error}"));
-                return;
+                return Err(error);
             }
             self.pending.pop_front();
+            self.written = Instant::now();
         }
+        Ok(())
     }
 
     fn apply_one(&mut self, op: &MapOp) -> anyhow::Result<()> {
@@ -150,8 +155,12 @@ impl Engine {
         }
     }
 
-    /// Lets go of identifiers that nothing uses, with whatever is recorded under them.
+    /// Lets go of identifiers that nothing uses, with whatever is recorded under them. The planner counts the rest from
+    /// its plan, and the writes may have come much later.
     pub(super) fn retire(&mut self) {
+        if !self.pending.is_empty() || self.written.elapsed() < GRACE {
+            return;
+        }
         let retired = self.planner.retire(self.started.elapsed());
         if retired.backends.is_empty() && retired.endpoints.is_empty() {
             return;
@@ -161,8 +170,10 @@ impl Engine {
         self.tables.forget_flows(&retired.endpoints, &backends);
         for (key, bypass) in self.tables.bypasses() {
             let endpoint = endpoint_of(&self.planner, &key);
-            if backends.contains(&bypass.backend) || endpoint.is_none() {
-                let _ = self.tables.remove_bypass(&key, endpoint);
+            if (backends.contains(&bypass.backend) || endpoint.is_none())
+                && let Err(error) = self.tables.remove_bypass(&key, endpoint)
+            {
+                warn!(%error, pod = %IpAddr::from(key.pod), "cannot remove the record of a connection");
             }
         }
         for endpoint in retired.endpoints {

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Capabilities (include/uapi/linux/capability.h), and what each is for.
-const NEEDED: [(u32, &str, &str); 4] = [
+const NEEDED: [(u32, &str, &str); 5] = [
+    (11, "CAP_NET_BROADCAST", "hear of changes in pods' network namespaces"),
     (12, "CAP_NET_ADMIN", "attach programs to interfaces"),
     (21, "CAP_SYS_ADMIN", "enter pods' network namespaces and mount a bpffs"),
     (38, "CAP_PERFMON", "load programs that read packets"),
@@ -66,7 +67,10 @@ impl Lock {
                 path.display()
             );
         }
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .with_context(|| format!("cannot write to the lock {}", path.display()))?;
         Ok(Self { _file: file })
     }
 }

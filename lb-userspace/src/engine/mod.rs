@@ -23,7 +23,7 @@ use lb_common::{
 };
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
@@ -53,7 +53,8 @@ use crate::{
     plan::{
         maglev,
         ops::MapOp,
-        planner::{Planner, VipKey},
+        planner::{GRACE, PlanError, Planner, VipKey},
+        room::Stage,
     },
     status::{self, Status},
 };
@@ -83,34 +84,74 @@ pub struct Engine {
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
     gone_total: Traffic,
+    /// When the last writes were done: what they took out of the maps rests from here.
+    written: Instant,
     clock: Clock,
     started: Instant,
-    last_error: Option<String>,
+    /// Why the newest configuration was refused.
+    refusal: Option<String>,
+    /// What of the wanted state is not in the maps yet, and why; tried again with each tick.
+    waiting: Option<String>,
     _lock: Lock,
 }
 
 /// Runs the agent with this configuration file until it is told to stop.
 pub fn run(config: &Path) -> Result<()> {
+    // Before the file is read: whoever changes it meanwhile is heard.
+    let version = file_version(config);
     let snapshot = config::load(config)?;
     guard::check_capabilities()?;
     let lock = Lock::take(&snapshot.run_directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // Before the first look, so that nothing is missed between the two.
+        // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
+        let signals = Signals::take()?;
         let mut engine = Engine::start(config, snapshot, lock)?;
-        let result = engine.serve(monitor).await;
+        let result = engine.serve(monitor, signals, version).await;
         engine.stop();
         result
     })
 }
 
+/// What the agent is told by signals. From here on none of them ends the process.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn take() -> Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
 impl Engine {
     fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
-        let pins = &snapshot.pin_directory;
-        if bpffs::prepare(pins)? {
+        let pins = snapshot.pin_directory.clone();
+        if bpffs::prepare(&pins)? {
             info!(path = %pins.display(), "bpffs mounted");
         }
+        let loaded = Self::load(config, snapshot, lock);
+        let mut engine = loaded.inspect_err(|_| {
+            // The error that is returned matters more than one of tidying up.
+            let _ = bpffs::remove(&pins);
+        })?;
+        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
+            engine.stop();
+            return Err(error);
+        }
+        Ok(engine)
+    }
+
+    /// Loads the programs and makes the maps; nothing is attached yet.
+    fn load(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+        let pins = &snapshot.pin_directory;
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
         for (name, entries, bytes) in sizes.maps(cpus) {
@@ -119,7 +160,7 @@ impl Engine {
         let mut object = object::load(&sizes, Some(&pins.join("maps")))?;
         let clock = Clock::measure(&mut object)?;
         let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
-        let mut engine = Self {
+        Ok(Self {
             config: config.to_path_buf(),
             planner: Planner::new(snapshot.capacities),
             attached: Attached::new(pins.join("links")),
@@ -135,32 +176,25 @@ impl Engine {
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),
+            written: Instant::now(),
             clock,
             started: Instant::now(),
-            last_error: None,
+            refusal: None,
+            waiting: None,
             _lock: lock,
             snapshot,
-        };
-        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
-            engine.stop();
-            return Err(error);
-        }
-        Ok(engine)
+        })
     }
 
-    async fn serve(&mut self, monitor: Monitor) -> Result<()> {
+    async fn serve(&mut self, monitor: Monitor, mut signals: Signals, mut version: FileVersion) -> Result<()> {
         let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
         let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
         let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Status>>(8);
         tokio::spawn(status::serve(listener, move || answer(ask.clone())));
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // SAFETY: the monitor keeps its descriptor open and unchanged for as long as it lives.
         let mut monitor = unsafe { AsyncFd::register(monitor) }?;
-        let mut version = file_version(&self.config);
         let mut ticks = 0u64;
         info!(services = self.snapshot.services.len(), "ready");
         loop {
@@ -186,12 +220,12 @@ impl Engine {
                     }
                     self.look_after(ticks);
                 }
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     version = file_version(&self.config);
                     self.reload();
                 }
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.interrupt.recv() => return Ok(()),
             }
         }
     }
@@ -206,49 +240,85 @@ impl Engine {
         {
             warn!(%error, "remembered routes could not be dropped");
         }
-        if (changes.links || changes.routes)
-            && let Err(error) = self.reconcile()
-        {
-            warn!(%error, "the maps could not be brought up to date; tried again");
+        if changes.links || changes.routes {
+            // What goes wrong is in `waiting`, and tried again with the next tick.
+            let _ = self.reconcile();
         }
     }
 
     /// What time alone brings.
     fn look_after(&mut self, ticks: u64) {
         self.retire();
-        let unsettled = !self.pending.is_empty()
+        let unsettled = self.waiting.is_some()
             || self.uplinks.len() != self.snapshot.uplinks.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
-        if unsettled && let Err(error) = self.reconcile() {
-            warn!(%error, "the maps could not be brought up to date; tried again");
+        if unsettled {
+            let _ = self.reconcile();
         }
         if ticks.is_multiple_of(SWEEP_TICKS) {
             self.sweep_bypasses();
         }
     }
 
-    /// Computes what is wanted and applies the difference.
+    /// Computes what is wanted and applies the difference. Until all of it is in force, `waiting` says why not.
     fn reconcile(&mut self) -> Result<()> {
+        let done = self.approach();
+        let waiting = match &done {
+            Ok(left) if left.is_empty() => None,
+            Ok(left) => Some(left.join("\n")),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        if let Some(waiting) = waiting.as_ref().filter(|waiting| self.waiting.as_ref() != Some(waiting)) {
+            warn!(waiting, "not everything is in force yet; tried again");
+        }
+        self.waiting = waiting;
+        done.map(drop)
+    }
+
+    /// Gets as near to what is wanted as is possible now, and returns what is left and why. What is wanted no longer is
+    /// let go of after the maps have stopped leading to it.
+    fn approach(&mut self) -> Result<Vec<String>> {
         let links = links::snapshot(&mut self.netlink)?;
         let routes = routes::snapshot(&mut self.netlink)?;
-        self.follow_uplinks(&links);
+        let mut left = self.follow_uplinks(&links);
+        // Nothing is planned beyond writes that fail, so that they stay as many as one plan has.
+        if let Err(error) = self.apply(Vec::new()) {
+            left.push(cannot_write(&error));
+            return Ok(left);
+        }
         let places = self.find_pods(&links, &routes);
-        let ops = self.planner.plan(&self.snapshot, &places, self.started.elapsed())?;
-        self.apply(ops);
-        Ok(())
+        let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
+            Stage::Whole(ops) => ops,
+            Stage::Part(ops, PlanError::Full { what, key, capacity }) => {
+                left.push(format!(
+                    "{what} takes the place of one that was just taken out, which rests for {} s; a larger {key} than \
+                     {capacity} leaves room for both",
+                    GRACE.as_secs()
+                ));
+                ops
+            }
+        };
+        match self.apply(ops) {
+            Ok(()) => {
+                self.release_uplinks();
+                self.release_pods(&links);
+            }
+            Err(error) => left.push(cannot_write(&error)),
+        }
+        Ok(left)
     }
 
     /// Reads the configuration anew: all of it, or nothing and the reason.
     fn reload(&mut self) {
         match self.try_reload() {
             Ok(()) => {
-                self.last_error = None;
+                self.refusal = None;
                 info!(services = self.snapshot.services.len(), "configuration applied");
             }
             Err(error) => {
                 let text = format!("{error:#}");
                 error!(error = text, "configuration refused; the one before stays in force");
-                self.last_error = Some(text);
+                self.refusal = Some(text);
             }
         }
     }
@@ -265,8 +335,12 @@ impl Engine {
         let before = std::mem::replace(&mut self.snapshot, wanted);
         if let Err(error) = self.take_over() {
             self.snapshot = before;
-            self.take_over().context("cannot return to the configuration before")?;
-            return Err(error);
+            return Err(match self.take_over() {
+                Ok(()) => error,
+                Err(return_error) => {
+                    error.context(format!("cannot return to the configuration before: {return_error:#}"))
+                }
+            });
         }
         Ok(())
     }
@@ -296,14 +370,20 @@ impl Engine {
     }
 }
 
+fn cannot_write(error: &anyhow::Error) -> String {
+    format!("cannot write to the maps: {error:#}")
+}
+
 async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {
     let (reply, status) = oneshot::channel();
     let _ = ask.send(reply).await;
     status.await.unwrap_or_default()
 }
 
-/// Changes when the file does, also when a symlink in its path is swapped.
-fn file_version(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
+/// Changes when the file does, also when a symlink in its path is swapped: device, inode, time and length.
+type FileVersion = Option<(u64, u64, i64, i64, u64)>;
+
+fn file_version(path: &Path) -> FileVersion {
     let facts = std::fs::metadata(path).ok()?;
     Some((facts.dev(), facts.ino(), facts.mtime(), facts.mtime_nsec(), facts.len()))
 }

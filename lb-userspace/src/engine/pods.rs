@@ -14,7 +14,7 @@ use crate::{
     model::{Rung, RungChoice},
     net::{
         ethtool::{Offload, set_in},
-        links::{Link, Links, PodInterface},
+        links::{Link, LinkKind, Links, PodInterface},
         routes::{Family, Routes},
     },
     plan::planner::{Place, Places},
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long a rung that failed is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(3);
+/// How long addresses are tested in one go; the rest is left to the next tick. The agent does nothing else meanwhile, and
+/// an address that does not answer takes more than half a second.
+const TESTS_TIME_MAX: Duration = Duration::from_secs(1);
 /// Largest packet that a host-network pod takes: what the loopback interface does.
 const LOOPBACK_MTU: u32 = 65_535;
 
@@ -75,6 +78,16 @@ impl Site {
         }
     }
 
+    /// Whether what was found out about one holds for the other: a pod's further addresses and names change no way.
+    fn is_same_way(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pod(one), Self::Pod(two)) => {
+                one.pod_ifindex == two.pod_ifindex && self.place(Rung::Redirect) == other.place(Rung::Redirect)
+            }
+            _ => self == other,
+        }
+    }
+
     fn rungs(&self, choice: RungChoice) -> Vec<Rung> {
         let all = match self {
             Self::Pod(_) => &[Rung::Redirect, Rung::Peer, Rung::Stack][..],
@@ -94,7 +107,8 @@ pub struct Finding {
     pub state: BackendState,
     /// Where the state comes from.
     pub reason: Option<String>,
-    tried: Instant,
+    /// When it was tested; `None` while it waits for that.
+    tried: Option<Instant>,
 }
 
 impl Finding {
@@ -128,33 +142,56 @@ pub struct GroChange {
 }
 
 impl Engine {
-    /// Finds every backend's pod, attaches what its interface needs, and settles its rung.
+    /// Finds every backend's pod, attaches what its interface needs, and settles its rung. Nothing is taken away from
+    /// pods that are wanted no longer: see [`Engine::release_pods`].
     pub(super) fn find_pods(&mut self, links: &Links, routes: &Routes) -> Places {
-        let services = &self.snapshot.services;
-        let wanted: BTreeSet<Wanted> =
-            services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect();
-        self.findings.retain(|known, _| wanted.contains(known));
+        let wanted = self.wanted_pods();
         let sites: BTreeMap<IpAddr, Option<Site>> =
             wanted.iter().map(|(address, _)| (*address, self.site(*address, links, routes))).collect();
-        // Not those of pods without an interface: one that moves is without for a moment.
-        let in_use: BTreeSet<u64> = self
-            .followed
-            .iter()
-            .filter(|(address, _)| sites.contains_key(address))
-            .map(|(_, cookie)| *cookie)
-            .collect();
-        self.followed.retain(|_, cookie| in_use.contains(cookie));
-        self.attach_pods(sites.values().flatten());
+        self.attach_pods(sites.values().flatten(), links);
         let mut places = Places::new();
-        for (address, choice) in wanted {
+        // Those that wait longest first: what never answers must not keep others waiting.
+        let mut order: Vec<Wanted> = wanted.into_iter().collect();
+        order.sort_by_key(|wanted| self.findings.get(wanted).and_then(|known| known.tried));
+        let deadline = Instant::now() + TESTS_TIME_MAX;
+        for (address, choice) in order {
             let site = sites.get(&address).cloned().flatten();
-            let finding = self.settle((address, choice), site, links, routes);
+            let known = self.known((address, choice), site.as_ref(), deadline);
+            let finding = known.unwrap_or_else(|| self.settle((address, choice), site, links, routes));
             if let (Some(site), Some(rung)) = (&finding.site, finding.rung) {
                 places.insert((address, choice), site.place(rung));
             }
             self.findings.insert((address, choice), finding);
         }
         places
+    }
+
+    fn wanted_pods(&self) -> BTreeSet<Wanted> {
+        let services = &self.snapshot.services;
+        services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect()
+    }
+
+    /// Forgets pods that are wanted no longer, and takes the programs off their interfaces. Called when the maps do not
+    /// lead to them any more: a reply that nobody rewrites ends its session.
+    pub(super) fn release_pods(&mut self, links: &Links) {
+        let wanted = self.wanted_pods();
+        self.findings.retain(|known, _| wanted.contains(known));
+        // Not those of pods without an interface: one that moves is without for a moment.
+        let addresses: BTreeSet<IpAddr> = wanted.iter().map(|(address, _)| *address).collect();
+        let followed = self.followed.iter().filter(|(address, _)| addresses.contains(address));
+        let in_use: BTreeSet<u64> = followed.map(|(_, cookie)| *cookie).collect();
+        self.followed.retain(|_, cookie| in_use.contains(cookie));
+        let pods = self.findings.values().filter_map(Finding::pod).map(|pod| pod.host_ifindex);
+        let needed: BTreeSet<u32> = pods.chain(self.uplinks.iter().map(|uplink| uplink.ifindex)).collect();
+        for ifindex in self.attached.interfaces().into_iter().filter(|ifindex| !needed.contains(ifindex)) {
+            self.attached.detach(ifindex);
+            info!(ifindex, "pod interface released");
+        }
+        // What is gone has taken its setting along.
+        let here = |change: &GroChange| {
+            links.pods.iter().any(|pod| (pod.netns_id, pod.pod_ifindex) == (change.netns, change.ifindex))
+        };
+        self.gro_changes.retain(here);
     }
 
     fn site(&self, address: IpAddr, links: &Links, routes: &Routes) -> Option<Site> {
@@ -164,34 +201,28 @@ impl Engine {
         if links.addresses().any(|own| own.address == address) {
             return Some(Site::Host);
         }
-        let route = routes
-            .0
-            .iter()
-            .filter(|route| covers(route.destination, route.prefix_length, address))
-            .max_by_key(|route| route.prefix_length)?;
+        let route = routes.to(address)?;
         let link = links.by_index(route.interface)?;
         let is_uplink = self.uplinks.iter().any(|uplink| uplink.ifindex == link.index);
         // A bridge or veth leads to pods that have just gone or are just coming.
-        let is_podless = matches!(link.kind, crate::net::links::LinkKind::Other(_));
+        let is_podless = matches!(link.kind, LinkKind::Other(_));
         (!is_uplink && is_podless).then(|| Site::Routed(link.clone()))
     }
 
-    /// Attaches the recorder and the return program to the interfaces of these pods, and tidies up after pods that
+    /// Attaches the recorder and the return program to the interfaces of these pods, and tidies up after interfaces that
     /// are gone.
-    fn attach_pods<'a>(&mut self, sites: impl Iterator<Item = &'a Site>) {
+    fn attach_pods<'a>(&mut self, sites: impl Iterator<Item = &'a Site>, links: &Links) {
+        for ifindex in self.attached.interfaces() {
+            if links.by_index(ifindex).is_none() {
+                self.attached.detach(ifindex);
+            }
+        }
         let pods: BTreeMap<u32, &PodInterface> = sites
             .filter_map(|site| match site {
                 Site::Pod(pod) => Some((pod.host_ifindex, pod)),
                 _ => None,
             })
             .collect();
-        let uplinks: BTreeSet<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
-        for ifindex in self.attached.interfaces() {
-            if !pods.contains_key(&ifindex) && !uplinks.contains(&ifindex) {
-                self.attached.detach(ifindex);
-                info!(ifindex, "pod interface released");
-            }
-        }
         for (ifindex, pod) in pods {
             if self.attached.contains(ifindex) {
                 continue;
@@ -213,18 +244,38 @@ impl Engine {
         Ok(())
     }
 
-    /// The earlier finding where nothing has changed, else a new one.
-    fn settle(&mut self, wanted: Wanted, site: Option<Site>, links: &Links, routes: &Routes) -> Finding {
-        if let Some(known) = self.findings.get(&wanted)
-            && known.site == site
-            && (known.state == BackendState::Ready || known.tried.elapsed() < RETRY)
-        {
-            return known.clone();
+    /// What is known without a test: the earlier finding where nothing has changed, or that there is no time for a test.
+    fn known(&self, wanted: Wanted, site: Option<&Site>, deadline: Instant) -> Option<Finding> {
+        let earlier = self.findings.get(&wanted).filter(|known| match (&known.site, site) {
+            (Some(known), Some(site)) => known.is_same_way(site),
+            (known, site) => known.is_none() && site.is_none(),
+        });
+        let late = site.is_some() && Instant::now() >= deadline;
+        let is_recent = |known: &Finding| known.tried.is_some_and(|tried| tried.elapsed() < RETRY);
+        match earlier {
+            Some(known) if known.state == BackendState::Ready || late || is_recent(known) => {
+                Some(Finding { site: site.cloned(), ..known.clone() })
+            }
+            None if late => Some(Finding {
+                site: site.cloned(),
+                rung: None,
+                state: BackendState::Pending,
+                reason: Some("waits for its self-test; others are tested".into()),
+                tried: None,
+            }),
+            _ => None,
         }
-        let tried = Instant::now();
+    }
+
+    fn settle(&mut self, wanted: Wanted, site: Option<Site>, links: &Links, routes: &Routes) -> Finding {
+        let tried = Some(Instant::now());
         let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, tried };
         let Some(found) = &site else {
-            return finding(BackendState::NoInterface, None, Some("no pod on this node has the address".into()));
+            let reason = match links.pod_with_address(wanted.0) {
+                Some(pod) => format!("the pod's interface is down; see `ip link show {}`", pod.host_name),
+                None => "no pod on this node has the address".into(),
+            };
+            return finding(BackendState::NoInterface, None, Some(reason));
         };
         let mut reasons = Vec::new();
         for rung in found.rungs(wanted.1) {
@@ -236,7 +287,7 @@ impl Engine {
                 }
                 Err(reason) => {
                     debug!(backend = %wanted.0, ?rung, reason, "rung failed");
-                    reasons.push(format!("{rung:?}: {reason}").to_lowercase());
+                    reasons.push(format!("{}: {reason}", rung.name()));
                 }
             }
         }
@@ -318,29 +369,5 @@ impl Engine {
                 let _ = set_in(&netns, change.ifindex, Offload::Gro, false);
             }
         }
-    }
-}
-
-/// Whether a prefix covers an address.
-fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
-        IpAddr::V6(v6) => (v6.to_bits(), 128),
-    };
-    let ((prefix, prefix_width), (address, width)) = (bits(prefix), bits(address));
-    prefix_width == width && (length == 0 || (prefix ^ address) >> (128 - u32::from(length)) == 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_covers_what_begins_like_it() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(covers(ip("10.1.0.0"), 16, ip("10.1.255.1")));
-        assert!(!covers(ip("10.1.0.0"), 16, ip("10.2.0.1")));
-        assert!(covers(ip("::"), 0, ip("2001:db8::1")) && !covers(ip("::"), 0, ip("10.0.0.1")));
-        assert!(covers(ip("2001:db8::1"), 128, ip("2001:db8::1")));
     }
 }

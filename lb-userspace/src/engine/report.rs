@@ -28,7 +28,8 @@ impl Engine {
             services: self.snapshot.services.iter().map(|service| self.service_status(service)).collect(),
             reasons: self.reason_status(),
             maps: self.map_status(),
-            last_error: self.last_error.clone(),
+            last_error: self.refusal.clone(),
+            waiting: self.waiting.clone(),
         }
     }
 

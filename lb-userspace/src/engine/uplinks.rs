@@ -5,7 +5,8 @@ use tracing::{info, warn};
 
 use super::Engine;
 use crate::{
-    model::Uplink,
+    dataplane::DataPlaneError,
+    model::{Uplink, XdpModeChoice},
     net::{
         ethtool::{Ethtool, Offload},
         links::{self, Link, Links},
@@ -27,21 +28,22 @@ pub struct AttachedUplink {
 }
 
 impl Engine {
-    /// Brings the uplinks to what the configuration says. On an error those that were attached by this call are
-    /// detached again.
+    /// Attaches what the configuration names. On an error those that were attached by this call are detached again;
+    /// one whose mode changes is without programs then. Uplinks that are named no longer stay: see
+    /// [`Engine::release_uplinks`].
     pub(super) fn attach_uplinks(&mut self) -> Result<()> {
         let links = links::snapshot(&mut self.netlink)?;
-        let wanted = self.snapshot.uplinks.clone();
+        let mut found = Vec::new();
+        for uplink in &self.snapshot.uplinks {
+            let link = links.by_name(&uplink.interface).ok_or_else(|| missing(uplink, &links))?;
+            found.push((link, uplink.clone()));
+        }
         let mut fresh = Vec::new();
-        for uplink in &wanted {
-            if self.uplinks.iter().any(|attached| attached.wanted == *uplink) {
+        for (link, uplink) in found {
+            if self.keeps(&uplink) {
                 continue;
             }
-            let result = links
-                .by_name(&uplink.interface)
-                .ok_or_else(|| missing(uplink, &links))
-                .and_then(|link| self.attach_uplink(link, uplink));
-            match result {
+            match self.attach_uplink(link, &uplink) {
                 Ok(attached) => fresh.push(attached),
                 Err(error) => {
                     for attached in fresh {
@@ -51,15 +53,42 @@ impl Engine {
                 }
             }
         }
-        let (keep, drop): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.uplinks).into_iter().partition(|attached| wanted.contains(&attached.wanted));
-        for attached in drop {
-            self.release(&attached);
-        }
-        self.uplinks = keep;
         self.uplinks.extend(fresh);
         self.name_first_uplink();
         Ok(())
+    }
+
+    /// Whether an uplink is attached as it is wanted. One that is attached in another mode is released: an interface
+    /// takes one at a time.
+    fn keeps(&mut self, wanted: &Uplink) -> bool {
+        let Some(at) = self.uplinks.iter().position(|uplink| uplink.wanted.interface == wanted.interface) else {
+            return false;
+        };
+        let uplink = &mut self.uplinks[at];
+        let keeps = uplink.wanted == *wanted
+            || match uplink.mode {
+                AttachMode::Native => wanted.mode != XdpModeChoice::Generic,
+                AttachMode::Generic | AttachMode::Tcx => wanted.mode == XdpModeChoice::Generic,
+            };
+        if keeps {
+            uplink.wanted = wanted.clone();
+        } else {
+            let uplink = self.uplinks.remove(at);
+            self.release(&uplink);
+        }
+        keeps
+    }
+
+    /// Releases uplinks that the configuration names no longer.
+    pub(super) fn release_uplinks(&mut self) {
+        let wanted = &self.snapshot.uplinks;
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.uplinks).into_iter().partition(|uplink| wanted.contains(&uplink.wanted));
+        self.uplinks = kept;
+        for uplink in dropped {
+            self.release(&uplink);
+        }
+        self.name_first_uplink();
     }
 
     fn attach_uplink(&mut self, link: &Link, uplink: &Uplink) -> Result<AttachedUplink> {
@@ -70,24 +99,28 @@ impl Engine {
             wanted: uplink.clone(),
             switched_off: Vec::new(),
         };
-        // A tag that the NIC strips is one that XDP cannot see.
-        switch_off(&mut attached, Offload::RxVlan);
-        let mode = match self.attached.attach_uplink(&mut self.object, link, uplink.mode) {
-            Ok(mode) => mode,
+        match self.attach_programs(link, &mut attached) {
+            Ok(()) => Ok(attached),
             Err(error) => {
                 self.release(&attached);
-                return Err(error.into());
+                Err(error.into())
             }
-        };
-        attached.mode = mode;
-        if mode == AttachMode::Generic {
-            // Generic XDP drops what has been merged when it redirects it.
-            switch_off(&mut attached, Offload::Gro);
-            switch_off(&mut attached, Offload::Lro);
         }
+    }
+
+    fn attach_programs(&mut self, link: &Link, uplink: &mut AttachedUplink) -> Result<(), DataPlaneError> {
+        // A tag that the NIC strips is one that XDP cannot see.
+        switch_off(uplink, Offload::RxVlan);
+        // Replies leave only by an uplink that has a name.
         self.tables.set_uplink(link.index, link.mac)?;
-        info!(interface = link.name, ?mode, "uplink attached");
-        Ok(attached)
+        uplink.mode = self.attached.attach_uplink(&mut self.object, link, uplink.wanted.mode)?;
+        if uplink.mode == AttachMode::Generic {
+            // Generic XDP drops what has been merged when it redirects it.
+            switch_off(uplink, Offload::Gro);
+            switch_off(uplink, Offload::Lro);
+        }
+        info!(interface = link.name, mode = ?uplink.mode, "uplink attached");
+        Ok(())
     }
 
     fn release(&mut self, uplink: &AttachedUplink) {
@@ -103,8 +136,8 @@ impl Engine {
         info!(interface = uplink.wanted.interface, "uplink released");
     }
 
-    /// Drops uplinks that are gone, attaches those that are back.
-    pub(super) fn follow_uplinks(&mut self, links: &Links) {
+    /// Drops uplinks that are gone, attaches those that are back. Returns why others are missing.
+    pub(super) fn follow_uplinks(&mut self, links: &Links) -> Vec<String> {
         let (here, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(|uplink| {
             links.by_name(&uplink.wanted.interface).is_some_and(|link| link.index == uplink.ifindex)
         });
@@ -123,21 +156,26 @@ impl Engine {
                 }
             }
         }
-        let missing: Vec<Uplink> = self
+        let wanted: Vec<Uplink> = self
             .snapshot
             .uplinks
             .iter()
             .filter(|wanted| !self.uplinks.iter().any(|uplink| uplink.wanted == **wanted))
             .cloned()
             .collect();
-        for uplink in missing {
-            let Some(link) = links.by_name(&uplink.interface) else { continue };
-            match self.attach_uplink(link, &uplink) {
+        let mut troubles = Vec::new();
+        for uplink in wanted {
+            let attached = match links.by_name(&uplink.interface) {
+                Some(link) => self.attach_uplink(link, &uplink),
+                None => Err(missing(&uplink, links)),
+            };
+            match attached {
                 Ok(attached) => self.uplinks.push(attached),
-                Err(error) => warn!(interface = uplink.interface, %error, "uplink cannot be attached; tried again"),
+                Err(error) => troubles.push(format!("{error:#}")),
             }
         }
         self.name_first_uplink();
+        troubles
     }
 
     fn name_first_uplink(&mut self) {

@@ -1,6 +1,9 @@
 //! Routes of this namespace, as far as a test packet needs them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    cmp::Reverse,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -73,6 +76,12 @@ pub fn snapshot(netlink: &mut Netlink) -> Result<Routes> {
 }
 
 impl Routes {
+    /// The route that packets to an address take: the longest prefix, and of equal ones the lowest metric.
+    pub fn to(&self, address: IpAddr) -> Option<&Route> {
+        let covering = self.0.iter().filter(|route| covers(route.destination, route.prefix_length, address));
+        covering.min_by_key(|route| (Reverse(route.prefix_length), route.metric))
+    }
+
     /// The default gateway of a family through an interface.
     pub fn default_gateway(&self, interface: InterfaceIndex, family: Family) -> Option<IpAddr> {
         self.gateways(interface, family).find(|(prefix_length, _)| *prefix_length == 0).map(|(_, gateway)| gateway)
@@ -104,6 +113,16 @@ impl Routes {
         let usable = move |gateway: &IpAddr| Family::of(*gateway) == family;
         routes.into_iter().filter_map(move |route| Some((route.prefix_length, route.gateway.filter(usable)?)))
     }
+}
+
+/// Whether a prefix covers an address.
+fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
+        IpAddr::V6(v6) => (v6.to_bits(), 128),
+    };
+    let ((prefix, prefix_width), (address, width)) = (bits(prefix), bits(address));
+    prefix_width == width && (length == 0 || (prefix ^ address) >> (128 - u32::from(length)) == 0)
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -205,6 +224,32 @@ mod tests {
         check("2001:db8::9/127", &["2001:db8::8", "2001:db8::9"]);
         check("2001:db8::9/128", &[]);
         check("2001:db8::9/0", &["::1", "::2", "::3"]);
+    }
+
+    #[test]
+    fn a_prefix_covers_what_begins_like_it() {
+        assert!(covers(ip("10.1.0.0"), 16, ip("10.1.255.1")));
+        assert!(!covers(ip("10.1.0.0"), 16, ip("10.2.0.1")));
+        assert!(covers(ip("::"), 0, ip("2001:db8::1")) && !covers(ip("::"), 0, ip("10.0.0.1")));
+        assert!(covers(ip("2001:db8::1"), 128, ip("2001:db8::1")));
+    }
+
+    #[test]
+    fn the_longest_prefix_wins_and_then_the_lowest_metric() {
+        let route = |to: &str, interface, metric| {
+            let InterfaceAddress { address, prefix_length, .. } = subnet(to);
+            Route { destination: address, prefix_length, gateway: None, interface, metric }
+        };
+        let routes = Routes(vec![
+            route("0.0.0.0/0", 2, 100),
+            route("0.0.0.0/0", 3, 200),
+            route("10.1.0.0/16", 5, 300),
+            route("10.1.0.0/16", 4, 50),
+            route("::/0", 6, 1),
+        ]);
+        let to = |address: &str| routes.to(ip(address)).map(|route| route.interface);
+        assert_eq!([to("192.0.2.1"), to("10.1.2.3"), to("2001:db8::1")], [Some(2), Some(4), Some(6)]);
+        assert_eq!(Routes::default().to(ip("10.1.2.3")), None);
     }
 
     #[test]

@@ -5,3 +5,4 @@ pub mod maglev;
 pub mod ops;
 pub mod planner;
 pub mod ranges;
+pub mod room;

@@ -24,7 +24,7 @@ use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, S
 
 /// How long something that was taken out of the maps is left alone, because a program may still hold it: programs
 /// run for microseconds.
-const GRACE: Duration = Duration::from_secs(1);
+pub const GRACE: Duration = Duration::from_secs(1);
 
 /// A pod's (address, protocol, port).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,6 +110,13 @@ pub struct InstalledService {
     slots: Option<Range>,
     backend_range: Option<Range>,
     table_of: Vec<maglev::Member>,
+}
+
+impl InstalledService {
+    /// Whether this endpoint is one of its backends.
+    pub fn has(&self, endpoint: &EndpointKey) -> bool {
+        self.endpoints.contains(endpoint)
+    }
 }
 
 /// A pod's (address, protocol, port) as the maps hold it, whichever services have it.
@@ -540,7 +547,7 @@ pub const fn backend_entries(capacities: &Capacities) -> u32 {
     capacities.backends.next_power_of_two().saturating_mul(4)
 }
 
-fn vip_key(service: &Service) -> VipKey {
+pub(super) fn vip_key(service: &Service) -> VipKey {
     VipKey { address: service.vip, protocol: service.protocol, port: service.port }
 }
 

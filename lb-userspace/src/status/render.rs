@@ -207,10 +207,15 @@ pub fn render_table(status: &Status, color: bool) -> String {
     out.put(&cell(format!(", up {}, node {}", duration(status.uptime_seconds), nodes.join(", "))));
     out.end_line();
     out.end_section();
-    if let Some(error) = &status.last_error {
-        out.put(&cell("The new configuration was refused; the one before it is in force:").styled(Style::Bad));
+    let troubles = [
+        (&status.last_error, "The new configuration was refused; the one before it is in force:", Style::Bad),
+        (&status.waiting, "Not everything is in force yet; it is tried again each second:", Style::Partly),
+    ];
+    for (trouble, title, style) in troubles {
+        let Some(trouble) = trouble else { continue };
+        out.put(&cell(title).styled(style));
         out.end_line();
-        out.note(&cell(error));
+        out.note(&cell(trouble));
         out.end_section();
     }
     programs(&status.programs).write(&mut out);
@@ -285,11 +290,6 @@ fn services(services: &[ServiceStatus]) -> Table {
 }
 
 fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
-    let rung = backend.rung.map(|rung| match rung {
-        Rung::Redirect => "redirect",
-        Rung::Peer => "peer",
-        Rung::Stack => "stack",
-    });
     let state = match (backend.state, backend.drain) {
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),
@@ -302,7 +302,7 @@ fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
         cell(format!("  {}", SocketAddr::new(backend.address, backend.port))),
         cell(backend.weight.to_string()),
         cell(share(backend.slots.into(), slots.into())),
-        optional(rung),
+        optional(backend.rung.map(Rung::name)),
         state,
         optional(backend.interface.as_ref()),
         cell(count(backend.packets)),

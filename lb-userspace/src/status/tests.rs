@@ -125,6 +125,7 @@ fn sample() -> Status {
         ],
         maps: vec![map("services", Some(3), 4096, 589_824), map("maglev", None, 1 << 20, 4 << 20)],
         last_error: Some("sluice.yaml:3:7: unknown key `bakends`; did you mean `backends`?\nsluice.yaml:9:1: x".into()),
+        waiting: Some("uplink eth1 does not exist on this node; there are: lo, eth0".into()),
     }
 }
 
@@ -134,6 +135,9 @@ Sluice 0.1.0, up 3 d 4 h, node 192.0.2.1, 2001:db8::1
 The new configuration was refused; the one before it is in force:
     └ sluice.yaml:3:7: unknown key `bakends`; did you mean `backends`?
       sluice.yaml:9:1: x
+
+Not everything is in force yet; it is tried again each second:
+    └ uplink eth1 does not exist on this node; there are: lo, eth0
 
 PROGRAM        INTERFACE     AT           MODE          ID
 sluice_xdp     eth0          xdp          native        41
