@@ -310,6 +310,18 @@ fn a_second_agent_is_refused_and_told_of_the_first() -> Result<()> {
     agent.stop()
 }
 
+#[test]
+fn an_agent_outlives_a_log_that_is_full() -> Result<()> {
+    if !available("bad_input") {
+        return Ok(());
+    }
+    let lab = lab("log", 2)?;
+    let script = ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"];
+    let agent = Agent::start_as(&lab, &base(&lab), |agent| behind(&lab, &script, &agent))?;
+    wait_ready(&agent)?;
+    agent.stop()
+}
+
 /// Both in a mount namespace of the agent's own: the one of this machine stays as it is.
 #[test]
 fn a_bpffs_that_is_not_mounted_is_mounted() -> Result<()> {

@@ -182,6 +182,8 @@ fn start_log(format: LogFormat, level: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(level))
         .with_ansi(io::stderr().is_terminal())
+        // What cannot be written would be told to standard error by a macro that panics where that is full.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     // Fails where the process has a log already, as a test may.
     let _ = match format {

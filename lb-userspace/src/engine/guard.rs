@@ -66,7 +66,10 @@ impl Lock {
                 path.display()
             );
         }
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .with_context(|| format!("cannot write the lock {}", path.display()))?;
         Ok(Self { _file: file })
     }
 }
