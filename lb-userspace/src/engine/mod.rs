@@ -37,7 +37,7 @@ use self::{
 use crate::{
     config,
     dataplane::{
-        bpffs,
+        bpffs::{self, PinDirectory},
         capacity::Sizes,
         object::{self, Clock},
         programs::Attached,
@@ -80,6 +80,7 @@ pub struct Engine {
     started: Instant,
     last_error: Option<String>,
     _lock: Lock,
+    _pin_directory: PinDirectory,
 }
 
 /// Runs the agent with this configuration file until it is told to stop.
@@ -101,7 +102,8 @@ pub fn run(config: &Path) -> Result<()> {
 impl Engine {
     fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
         let pins = &snapshot.pin_directory;
-        if bpffs::prepare(pins)? {
+        let pin_directory = bpffs::prepare(pins)?;
+        if pin_directory.mounted {
             info!(path = %pins.display(), "bpffs mounted");
         }
         let sizes = Sizes::new(&snapshot.capacities);
@@ -130,6 +132,7 @@ impl Engine {
             started: Instant::now(),
             last_error: None,
             _lock: lock,
+            _pin_directory: pin_directory,
             snapshot,
         };
         if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
