@@ -1,9 +1,20 @@
 //! What the agent is told to do, validated. Every source (file, later Kubernetes) produces a [`Snapshot`];
 //! everything after it is shared.
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
+
+/// The VIPs of the self-test, and of nothing else: the dummy address of RFC 7600 for IPv4, the discard prefix of RFC 6666
+/// for IPv6.
+pub const TEST_VIPS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 8))];
+/// Uplinks of one node, which is what the map of uplinks holds; a bond of everything that fits into a machine has fewer.
+pub const UPLINKS_MAX: u32 = 16;
 
 /// The whole wanted state, as one source gives it. Consistent: see `config` for what is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Location, Spanned};
 
 use super::problem::{Position, Problem};
+use crate::model::TEST_VIPS;
 
 /// Characters of a value that a message quotes.
 const QUOTED_CHARACTERS_MAX: usize = 60;
@@ -171,6 +172,7 @@ fn unusable(address: IpAddr) -> Option<&'static str> {
         _ if address.is_multicast() => Some("a multicast"),
         _ if address.is_loopback() => Some("a loopback"),
         _ if link_local => Some("a link-local"),
+        _ if TEST_VIPS.contains(&address) => Some("the self-test's"),
         _ => None,
     }
 }

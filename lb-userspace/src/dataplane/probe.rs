@@ -17,18 +17,13 @@ use lb_common::{
 
 use super::{DataPlaneError, capacity::Sizes, object, tables::Tables};
 use crate::{
-    model::Rung,
+    model::{Rung, TEST_VIPS},
     plan::{
         ops::MapOp,
         planner::{Place, rung_number},
     },
 };
 
-/// The VIP of self-tests: the dummy address of RFC 7600 for IPv4, the discard prefix of RFC 6666 for IPv6.
-const TEST_VIPS: [IpAddr; 2] = [
-    IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 0, 8)),
-    IpAddr::V6(std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 8)),
-];
 /// Frames that are sent, one each [`PATIENCE`].
 const TRIES: u32 = 5;
 /// How long an answer is waited for before the next frame.
