@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, RUN_DIRECTORY_DEFAULT},
+    failure,
     status::{self, SOCKET_NAME, render_table},
 };
 
@@ -174,7 +175,7 @@ fn complaint(error: &anyhow::Error) -> String {
     match error.downcast_ref::<config::ConfigError>() {
         Some(refused) => refused.to_string(),
         None if error.is::<status::FetchError>() => format!("sluice: {error}"),
-        None => format!("sluice: {error:#}"),
+        None => format!("sluice: {}", failure::describe(error)),
     }
 }
 

@@ -43,6 +43,7 @@ use crate::{
         programs::Attached,
         tables::Tables,
     },
+    failure,
     model::{Limits, Snapshot},
     net::{
         Netlink, links,
@@ -240,7 +241,7 @@ impl Engine {
                 info!(services = self.snapshot.services.len(), "configuration applied");
             }
             Err(error) => {
-                let text = format!("{error:#}");
+                let text = failure::describe(&error);
                 error!(error = text, "configuration refused; the one before stays in force");
                 self.last_error = Some(text);
             }
