@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod engine;
+mod failure;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -9,6 +9,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// Uplinks of one node, which is what the map of uplinks holds; a bond of everything that fits into a machine has fewer.
+pub const UPLINKS_MAX: u32 = 16;
+
 /// The whole wanted state, as one source gives it. Consistent: see `config` for what is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Snapshot {

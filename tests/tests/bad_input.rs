@@ -315,6 +315,56 @@ fn a_second_agent_is_refused_and_told_of_the_first() -> Result<()> {
     agent.stop()
 }
 
+#[test]
+fn pins_that_are_anothers_are_left_alone() -> Result<()> {
+    if !available("bad_input") {
+        return Ok(());
+    }
+    let lab = lab("pins", 2)?;
+    let base = base(&lab);
+    // A run directory of its own is no way around the first agent.
+    let agent = Agent::start_with(&lab, &base)?;
+    wait_ready(&agent)?;
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT + 1)?;
+    let mut session = open(&lab, &listener)?;
+    let beside = base.replacen("/run\n", "/run2\n", 1);
+    ensure!(beside != base, "no run directory in\n{base}");
+    check_refused(&lab, &beside, |agent| agent, &["another agent uses it", "or set another pinDirectory"])?;
+    session.exchange(Speaker::Pod)?;
+    open(&lab, &listener)?;
+    agent.stop()?;
+
+    let maps = lab.bpffs().join("other").join("maps");
+    let map = maps.join("connections").display().to_string();
+    fs::create_dir_all(&maps)?;
+    let sizes = ["type", "hash", "key", "4", "value", "4", "entries", "4", "name", "connections"];
+    run("bpftool", &[&["map", "create", &map], sizes.as_slice()].concat())?;
+    let elsewhere = base.replacen("/bpf/sluice", "/bpf/other", 1);
+    let wanted = ["`maps` is there, and not an agent's", "set pinDirectory to a directory of its own"];
+    check_refused(&lab, &elsewhere, |agent| agent, &wanted)?;
+    run("bpftool", &["map", "show", "pinned", &map])?;
+
+    let files = lab.directory().join("files");
+    fs::create_dir_all(&files)?;
+    fs::write(files.join("file"), "precious")?;
+    let own = lab.bpffs().join("sluice").display().to_string();
+    let covering = base.replacen(&own, &files.display().to_string(), 1);
+    check_refused(&lab, &covering, |agent| agent, &["it holds files, which a mount would hide"])?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn an_agent_outlives_a_log_that_is_full() -> Result<()> {
+    if !available("bad_input") {
+        return Ok(());
+    }
+    let lab = lab("log", 2)?;
+    let script = ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"];
+    let agent = Agent::start_as(&lab, &base(&lab), |agent| behind(&lab, &script, &agent))?;
+    wait_ready(&agent)?;
+    agent.stop()
+}
+
 /// Both in a mount namespace of the agent's own: the one of this machine stays as it is.
 #[test]
 fn a_bpffs_that_is_not_mounted_is_mounted() -> Result<()> {

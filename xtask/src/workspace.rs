@@ -9,13 +9,13 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
     ebpf::{self, Objects},
     packages,
-    shell::{cargo, step},
+    shell::{cargo, is_root, step},
 };
 
 /// Which tests run, and how.
@@ -141,6 +141,7 @@ pub fn test(options: &TestOptions) -> Result<()> {
 
 /// Runs the demonstration in place of this process, so that Ctrl-C and the exit status are its own.
 pub fn demo(options: &DemoOptions) -> Result<()> {
+    ensure!(is_root(), "the demo makes network namespaces and loads eBPF: run it as root");
     packages::install_missing()?;
     let keep = options.keep.then_some("--keep");
     become_program("demo", keep.into_iter().chain(options.arguments.iter().map(String::as_str)))

@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, RUN_DIRECTORY_DEFAULT},
+    failure,
     status::{self, SOCKET_NAME, render_table},
 };
 
@@ -174,7 +175,7 @@ fn complaint(error: &anyhow::Error) -> String {
     match error.downcast_ref::<config::ConfigError>() {
         Some(refused) => refused.to_string(),
         None if error.is::<status::FetchError>() => format!("sluice: {error}"),
-        None => format!("sluice: {error:#}"),
+        None => format!("sluice: {}", failure::describe(error)),
     }
 }
 
@@ -182,6 +183,8 @@ fn start_log(format: LogFormat, level: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(level))
         .with_ansi(io::stderr().is_terminal())
+        // What cannot be written would be told to standard error by a macro that panics where that is full.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     // Fails where the process has a log already, as a test may.
     let _ = match format {

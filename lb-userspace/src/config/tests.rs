@@ -265,6 +265,8 @@ fn a_vip_that_no_service_can_have_is_refused() {
         ("192.0.0.8", "is what the agent tests pods with", "choose another address"),
         ("100::8", "is what the agent tests pods with", "choose another address"),
         ("'::ffff:198.51.100.1'", "is IPv4-mapped, which no packet carries", "write the IPv4 address 198.51.100.1"),
+        ("192.0.0.8", "is the self-test's address", reachable),
+        ("'100::8'", "is the self-test's address", reachable),
         ("198.51.100.1/32", "is not an IP address", "write the address without a prefix length"),
         (
             "collector.example",
@@ -426,7 +428,7 @@ services: []
     );
     check_refused(
         "node: { addresses: ▶[] }\nuplinks: ▶[]\nservices: []\n",
-        &["the list `addresses` is empty; write 1 to 64 entries", "the list `uplinks` is empty; write 1 to 64 entries"],
+        &["the list `addresses` is empty; write 1 to 64 entries", "the list `uplinks` is empty; write 1 to 16 entries"],
     );
     let long = format!("/run/{}", "s".repeat(100));
     let found = problems(&format!("{HEAD}runDirectory: {long}\nservices: []\n"));
@@ -503,7 +505,7 @@ fn every_problem_is_reported_in_the_order_of_the_file() {
         error.to_string(),
         "sluice.yaml:1:21: node address `x` is not an IP address; \
          write an IPv4 or IPv6 address, for example 192.0.2.10 or 2001:db8::10\n\
-         sluice.yaml:2:10: the list `uplinks` is empty; write 1 to 64 entries"
+         sluice.yaml:2:10: the list `uplinks` is empty; write 1 to 16 entries"
     );
 }
 

@@ -16,7 +16,7 @@ use super::{
     service::Services,
 };
 use crate::{
-    model::{Snapshot, Uplink, XdpModeChoice},
+    model::{Snapshot, UPLINKS_MAX, Uplink, XdpModeChoice},
     status::SOCKET_NAME,
 };
 
@@ -28,8 +28,6 @@ const PIN_DIRECTORY_BYTES_MAX: usize = 3840;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Addresses of one node; each is compared with each VIP on the packet's path to the kernel.
 const NODE_ADDRESSES_MAX: usize = 64;
-/// Uplinks of one node; a bond of everything that fits into a machine has fewer.
-const UPLINKS_MAX: usize = 64;
 
 const MODES: [(&str, XdpModeChoice); 3] =
     [("auto", XdpModeChoice::Auto), ("native", XdpModeChoice::Native), ("generic", XdpModeChoice::Generic)];
@@ -122,7 +120,7 @@ fn uplinks(list: Option<&Spanned<Vec<Spanned<RawUplink>>>>, problems: &mut Vec<P
         problems.push(missing(Position::START, "uplinks", EXAMPLE));
         return Vec::new();
     };
-    bounded("uplinks", list.value.len(), 1..=UPLINKS_MAX, position(&list.referenced), problems);
+    bounded("uplinks", list.value.len(), 1..=UPLINKS_MAX as usize, position(&list.referenced), problems);
     let mut seen = HashMap::new();
     let mut uplinks = Vec::new();
     for raw in &list.value {

@@ -2,10 +2,11 @@
 
 use std::{
     ffi::CString,
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, fs::symlink},
     },
     path::Path,
 };
@@ -16,6 +17,21 @@ use super::DataPlaneError;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where everybody expects a bpffs.
 const USUAL_PLACE: &str = "/sys/fs/bpf";
+/// What the agent makes in its directory, in the order in which it goes.
+const PARTS: [&str; 2] = ["links", "maps"];
+/// The mark of a directory that is an agent's: what is pinned in another is never removed. A bpffs holds no files of its
+/// own, but symlinks; this one leads nowhere.
+const OWNER: &str = "owner";
+/// Where the mark leads.
+const OWNER_TARGET: &str = "sluice";
+
+/// The pin directory of this agent. Held as long as the agent runs; the kernel lets go of it however the agent ends.
+#[derive(Debug)]
+pub struct PinDirectory {
+    /// Whether a bpffs was mounted for it.
+    pub mounted: bool,
+    _lock: File,
+}
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
@@ -40,9 +56,9 @@ fn mount(path: &Path) -> io::Result<()> {
     if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes the directory usable: mounts a bpffs where there is none, empties what an earlier agent left.
-/// Returns whether a bpffs was mounted.
-pub fn prepare(directory: &Path) -> Result<bool, DataPlaneError> {
+/// Makes the directory usable and this agent's: mounts a bpffs where there is none, empties what an earlier agent left.
+/// Takes neither from a running agent nor what somebody else has pinned, and covers no files by a mount.
+pub fn prepare(directory: &Path) -> Result<PinDirectory, DataPlaneError> {
     let fail = |what, advice| {
         move |source| DataPlaneError::PinDirectory { path: directory.to_path_buf(), what, source, advice }
     };
@@ -55,14 +71,20 @@ pub fn prepare(directory: &Path) -> Result<bool, DataPlaneError> {
     let read_only = "; remount the bpffs read-write, or set pinDirectory to one that is";
     fs::create_dir_all(directory).map_err(fail("making the directory", read_only))?;
     if !is_bpffs(directory).map_err(fail("looking at it", ""))? {
-        mount(directory).map_err(fail("mounting a bpffs", "; set pinDirectory to a directory on a bpffs"))?;
+        let elsewhere = "; set pinDirectory to a directory on a bpffs";
+        is_empty(directory).map_err(fail("mounting a bpffs", elsewhere))?;
+        mount(directory).map_err(fail("mounting a bpffs", elsewhere))?;
         mounted = true;
     }
+    let lock =
+        lock(directory).map_err(fail("locking it", "; stop the agent that uses it, or set another pinDirectory"))?;
+    check_owner(directory).map_err(fail("looking at what is in it", "; set pinDirectory to a directory of its own"))?;
     remove(directory).map_err(fail("removing what an earlier agent left", read_only))?;
-    for part in ["maps", "links"] {
+    symlink(OWNER_TARGET, directory.join(OWNER)).map_err(fail("marking it", read_only))?;
+    for part in PARTS {
         fs::create_dir_all(directory.join(part)).map_err(fail("making a directory in it", read_only))?;
     }
-    Ok(mounted)
+    Ok(PinDirectory { mounted, _lock: lock })
 }
 
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
@@ -107,17 +129,83 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
 
-/// Detaches the programs and removes the pins, which takes down maps that nothing else holds.
+/// A bpffs over files would hide them from everybody.
+fn is_empty(directory: &Path) -> io::Result<()> {
+    match fs::read_dir(directory)?.next() {
+        None => Ok(()),
+        Some(_) => Err(io::Error::other("it holds files, which a mount would hide")),
+    }
+}
+
+fn lock(directory: &Path) -> io::Result<File> {
+    let file = File::open(directory)?;
+    // SAFETY: a descriptor that lives across the call.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(file);
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::WouldBlock => Err(io::Error::other("another agent uses it")),
+        error => Err(error),
+    }
+}
+
+/// Refuses a directory whose parts are there without an agent's mark.
+fn check_owner(directory: &Path) -> io::Result<()> {
+    let marked = fs::read_link(directory.join(OWNER)).is_ok_and(|target| target == Path::new(OWNER_TARGET));
+    match PARTS.iter().find(|part| fs::symlink_metadata(directory.join(part)).is_ok()) {
+        Some(part) if !marked => Err(io::Error::other(format!("`{part}` is there, and not an agent's"))),
+        _ => Ok(()),
+    }
+}
+
+/// Detaches an agent's programs and removes its pins, which takes down maps that nothing else holds. The mark goes last: what
+/// is left of a removal that was cut short is still an agent's.
 pub fn remove(directory: &Path) -> io::Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
     for link in fs::read_dir(directory.join("links")).into_iter().flatten().flatten() {
         // What is no link is removed all the same.
         let _ = detach(&link.path());
     }
-    for part in ["links", "maps"] {
-        match fs::remove_dir_all(directory.join(part)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    for part in PARTS {
+        gone(fs::remove_dir_all(directory.join(part)))?;
     }
-    Ok(())
+    gone(fs::remove_file(directory.join(OWNER)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> std::path::PathBuf {
+        let directory = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
+    #[test]
+    fn only_what_an_agent_has_marked_is_its_own() {
+        let directory = scratch("owner");
+        check_owner(&directory).unwrap();
+        fs::create_dir(directory.join("maps")).unwrap();
+        let refusal = check_owner(&directory).unwrap_err().to_string();
+        assert!(refusal.contains("`maps` is there"), "{refusal}");
+        symlink(OWNER_TARGET, directory.join(OWNER)).unwrap();
+        check_owner(&directory).unwrap();
+        remove(&directory).unwrap();
+        is_empty(&directory).unwrap();
+        fs::remove_dir(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_directory_is_one_agents_at_a_time() {
+        let directory = scratch("pin-lock");
+        let first = lock(&directory).unwrap();
+        assert_eq!(lock(&directory).unwrap_err().to_string(), "another agent uses it");
+        drop(first);
+        lock(&directory).unwrap();
+        fs::remove_dir(&directory).unwrap();
+    }
 }

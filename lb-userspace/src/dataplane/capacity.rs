@@ -2,7 +2,10 @@
 
 use lb_common::{abi, flow, index};
 
-use crate::{model::Capacities, plan::planner::backend_entries};
+use crate::{
+    model::{Capacities, UPLINKS_MAX},
+    plan::planner::backend_entries,
+};
 
 /// Sizes that the loader sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl Sizes {
             ("bypasses", self.bypasses, hash(self.bypasses, size_of::<abi::BypassKey>(), size_of::<abi::Bypass>())),
             ("endpoint_bypasses", backends, array(backends, size_of::<abi::BypassCount>())),
             ("flows", flows, array(flows, size_of::<flow::Bucket>())),
-            ("uplinks", 16, hash(16, 4, size_of::<abi::Uplink>())),
+            ("uplinks", UPLINKS_MAX, hash(UPLINKS_MAX, 4, size_of::<abi::Uplink>())),
             ("routes", 1024, per_cpu(1024, size_of::<abi::Route>())),
             ("node", 1, array(1, size_of::<abi::Node>())),
             ("limiters", 3, per_cpu(3, size_of::<abi::Bucket>())),

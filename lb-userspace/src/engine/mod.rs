@@ -37,12 +37,13 @@ use self::{
 use crate::{
     config,
     dataplane::{
-        bpffs,
+        bpffs::{self, PinDirectory},
         capacity::Sizes,
         object::{self, Clock},
         programs::Attached,
         tables::Tables,
     },
+    failure,
     model::{Limits, Snapshot},
     net::{
         Netlink, links,
@@ -93,6 +94,7 @@ pub struct Engine {
     /// What of the wanted state is not in the maps yet, and why; tried again with each tick.
     waiting: Option<String>,
     _lock: Lock,
+    _pin_directory: PinDirectory,
 }
 
 /// Runs the agent with this configuration file until it is told to stop.
@@ -134,10 +136,11 @@ impl Signals {
 impl Engine {
     fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
-        if bpffs::prepare(&pins)? {
+        let pin_directory = bpffs::prepare(&pins)?;
+        if pin_directory.mounted {
             info!(path = %pins.display(), "bpffs mounted");
         }
-        let loaded = Self::load(config, snapshot, lock);
+        let loaded = Self::load(config, snapshot, lock, pin_directory);
         let mut engine = loaded.inspect_err(|_| {
             // The error that is returned matters more than one of tidying up.
             let _ = bpffs::remove(&pins);
@@ -150,7 +153,7 @@ impl Engine {
     }
 
     /// Loads the programs and makes the maps; nothing is attached yet.
-    fn load(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+    fn load(config: &Path, snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
         let pins = &snapshot.pin_directory;
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
@@ -182,6 +185,7 @@ impl Engine {
             refusal: None,
             waiting: None,
             _lock: lock,
+            _pin_directory: pin_directory,
             snapshot,
         })
     }
@@ -316,7 +320,7 @@ impl Engine {
                 info!(services = self.snapshot.services.len(), "configuration applied");
             }
             Err(error) => {
-                let text = format!("{error:#}");
+                let text = failure::describe(&error);
                 error!(error = text, "configuration refused; the one before stays in force");
                 self.refusal = Some(text);
             }

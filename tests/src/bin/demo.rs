@@ -248,9 +248,9 @@ fn explain(screen: Screen, lab: &Lab, agent: &Agent) {
         &format!("{} snmptrap -v 2c -c public {vip} '' 1.3.6.1.6.3.1.1.5.3", enter(lab.element.path())),
     );
     screen.line("status", &agent.status_line());
-    screen.line("services", &format!("bpftool map dump pinned {}/services", agent.pins().display()));
+    screen.line("services", &format!("bpftool map dump pinned {}", agent.pins().join("maps/services").display()));
     screen.line("programs", &format!("{} bpftool net", enter(lab.node.path())));
-    screen.line("config", &format!("{} (edit, then kill -HUP)", agent.configuration().display()));
+    screen.line("config", &format!("{} (taken within a second when it changes)", agent.configuration().display()));
 }
 
 /// Colours in a terminal, plain lines elsewhere.
