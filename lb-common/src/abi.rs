@@ -120,7 +120,8 @@ pub struct Backend {
     pub tx_port: u32,
     /// Bytes of the largest IP packet that the interface takes.
     pub mtu: u32,
-    /// The pod's network namespace as `IFLA_LINK_NETNSID` of its host-side veth names it, or `u32::MAX`.
+    /// The pod's network namespace as `IFLA_LINK_NETNSID` of its host-side veth names it, [`HOST_NETNS`], or
+    /// [`NO_NETNS`].
     pub netns_id: u32,
     /// Grows each time the way to the pod changes.
     pub generation: u32,
@@ -138,6 +139,11 @@ pub struct Backend {
     pub address_change: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
+
+/// In [`Backend::netns_id`]: the pod cannot be asked for its sockets.
+pub const NO_NETNS: u32 = u32::MAX;
+/// In [`Backend::netns_id`]: the node's own namespace.
+pub const HOST_NETNS: u32 = u32::MAX - 1;
 
 /// Bits of [`Backend::flags`].
 pub mod backend_flags {
@@ -171,8 +177,8 @@ pub struct Endpoint {
     pub id: u32,
     /// Id of the endpoint as a backend of the default service.
     pub backend: u32,
-    /// Zero.
-    pub pad: u32,
+    /// As [`Backend::netns_id`].
+    pub netns_id: u32,
 }
 const _: () = assert!(size_of::<Endpoint>() == 32);
 

@@ -22,6 +22,7 @@ pub mod mark;
 pub mod packet;
 pub mod reason;
 pub mod reply;
+pub mod session;
 pub mod steer;
 pub mod word;
 

@@ -59,10 +59,16 @@ pub enum Reason {
     RecordWithoutService,
     /// From outside, with the source address by which `sluice_xdp` marks its own: dropped.
     ForeignMark,
+    /// To a VIP, from an address that is a VIP too, which nobody outside can have: dropped.
+    SourceIsVip,
+    /// A segment of a connection that came another way, with the addresses of a service that has no such: dropped.
+    ForeignSession,
+    /// A segment of no connection, to a service that is not the default of its pods' port: refused by a RST.
+    NoSession,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 27;
+pub const REASONS: usize = 30;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -123,6 +129,9 @@ impl Reason {
             "foreign_mark",
             "From outside, with the source address by which sluice_xdp marks its own: dropped",
         ),
+        (Self::SourceIsVip, "source_is_vip", "To a VIP, from a VIP's address, which nobody outside can have: dropped"),
+        (Self::ForeignSession, "foreign_session", "Of a connection that reached its pod in another way: dropped"),
+        (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
     ];
 
     /// Key in the map `reasons`.
@@ -151,6 +160,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::ForeignMark.index() as usize + 1, REASONS);
+        assert_eq!(Reason::NoSession.index() as usize + 1, REASONS);
     }
 }

@@ -3,23 +3,18 @@
 //! These decide only; the tc programs rewrite, because only the kernel's helpers know whether a checksum is complete.
 
 use crate::{
-    abi::{Bypass, BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
+    abi::{BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
     address::Address,
     headers::{self, Headers, TCP, UDP},
     packet::{Frame, View},
     reason::Reason,
+    session::{self, Beside, Sessions},
 };
 
 /// What the return path asks and tells. BPF maps in the kernel, memory on the host.
-pub trait ReturnTables {
+pub trait ReturnTables: Sessions {
     /// The endpoint at a pod's address, protocol and port.
     fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint>;
-    /// Whether an endpoint has any record in `bypasses`.
-    fn has_bypasses(&self, endpoint: u32) -> bool;
-    /// The record of a connection.
-    fn bypass(&self, key: &BypassKey) -> Option<Bypass>;
-    /// Records that a connection reaches the endpoint without a VIP. False where it cannot.
-    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool;
     /// As which service's backend a UDP client reached an endpoint.
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32>;
     /// VIP and port of a backend's service.
@@ -60,9 +55,6 @@ pub enum Reply {
     },
 }
 
-const SYN: u8 = 2;
-const ACK: u8 = 16;
-
 /// Decides about a packet that leaves a pod.
 #[inline(always)]
 pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
@@ -92,10 +84,10 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         pad2: 0,
     };
     // A pod that opens a connection from its service's port does so on its own account.
-    if headers.protocol == protocol::TCP && flags & (SYN | ACK) == SYN {
-        return match tables.bypass(&key) {
-            None if !tables.record_bypass(&key, endpoint.id, NO_BACKEND) => Reply::Drop(Reason::BypassesFull),
-            _ => Reply::Pass(Reason::Bypassed),
+    if headers.protocol == protocol::TCP && session::opens(flags) {
+        return match tables.record_bypass(&key, endpoint.id, NO_BACKEND) {
+            true => Reply::Pass(Reason::Bypassed),
+            false => Reply::Drop(Reason::BypassesFull),
         };
     }
     let recorded = if endpoint.flags & endpoint_flags::RECORDED != 0 {
@@ -141,7 +133,7 @@ pub enum Observed {
 /// delivers comes by; at the uplink, what is addressed to endpoints that the stack delivers to.
 #[inline(always)]
 pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Observed {
-    let Some((headers, source_port, destination_port, _)) = transport(frame) else {
+    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
         return Observed::Pass(Reason::NotForUs);
     };
     if headers.protocol != protocol::TCP {
@@ -165,12 +157,11 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
         pad: 0,
         pad2: 0,
     };
-    // A connection has one way in. Who comes beside the VIP with the addresses and ports of a VIP's session is
-    // answered by the pod as that session is.
-    match tables.bypass(&key) {
-        Some(_) => Observed::Pass(Reason::BypassSeen),
-        None if tables.record_bypass(&key, endpoint.id, NO_BACKEND) => Observed::Pass(Reason::BypassSeen),
-        None => Observed::Drop(Reason::BypassesFull),
+    let learning = endpoint.flags & endpoint_flags::LEARNING != 0;
+    match session::beside(tables, &key, endpoint.id, endpoint.netns_id, session::opens(flags), learning) {
+        Beside::Seen => Observed::Pass(Reason::BypassSeen),
+        Beside::Full => Observed::Drop(Reason::BypassesFull),
+        Beside::TooMany => Observed::Drop(Reason::RateLimited),
     }
 }
 

@@ -5,11 +5,11 @@ use crate::{
     address::Address,
     answer::{self, IcmpError},
     checksum,
-    headers::{self, ETHERNET, Headers, IPV4, IPV6, UDP, v4, v6},
-    limiter::Class,
+    headers::{self, ETHERNET, Headers, IPV4, IPV6, TCP, UDP, v4, v6},
     mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
+    session::{self, Claim, Sessions},
 };
 
 /// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
@@ -53,7 +53,7 @@ impl Verdict {
 }
 
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
-pub trait Tables {
+pub trait Tables: Sessions {
     /// False only where the address is certainly no VIP; asked first, to be cheap.
     #[inline(always)]
     fn may_be_vip(&self, _address: Address) -> bool {
@@ -74,10 +74,6 @@ pub trait Tables {
     fn expect_flow(&self, _client: Address, _client_port: u16) {}
     /// Records as which service's backend a UDP client reached an endpoint.
     fn record_flow(&self, endpoint: u32, client: Address, client_port: u16, backend: u32);
-    /// Records that a connection came through a service that is not its endpoint's default. False where it cannot.
-    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool;
-    /// Takes a token for an answer; false where there is none.
-    fn admit(&self, class: Class) -> bool;
 }
 
 /// The hash whose high bits choose a slot: the same on every node of a cluster.
@@ -150,6 +146,10 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     if service.backends_count == 0 {
         return answer::refuse(frame, tables, headers, Reason::NoBackend);
     }
+    // Nobody has a VIP's address but this data plane, whose answers go to clients.
+    if tables.may_be_vip(headers.source) && is_vip(tables, headers.source) {
+        return Verdict::Drop(Reason::SourceIsVip);
+    }
     if is_recorded_udp(headers, &service) {
         tables.expect_flow(headers.source, source_port);
     }
@@ -173,7 +173,8 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     if headers.length > backend.mtu as usize {
         return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: backend.mtu });
     }
-    if backend.flags & backend_flags::RECORD != 0 && !is_recorded_udp(headers, &service) {
+    let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
+    if (opens || backend.flags & backend_flags::RECORD != 0) && !is_recorded_udp(headers, &service) {
         let key = BypassKey {
             client: headers.source,
             pod: backend.address,
@@ -183,8 +184,11 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
             pad: 0,
             pad2: 0,
         };
-        if !tables.record_bypass(&key, backend.endpoint, backend.id) {
-            return Verdict::Drop(Reason::BypassesFull);
+        match claim(tables, &key, backend, opens) {
+            Claim::Granted => {}
+            Claim::Full => return Verdict::Drop(Reason::BypassesFull),
+            Claim::Foreign => return Verdict::Drop(Reason::ForeignSession),
+            Claim::NoSession => return answer::refuse(frame, tables, headers, Reason::NoSession),
         }
     }
     rewrite(frame, headers, backend);
@@ -192,6 +196,23 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);
     }
     deliver(frame, headers, backend)
+}
+
+/// A datagram says nothing of whether it is the first: what came last through a service is answered from there.
+#[inline(always)]
+fn claim<T: Tables>(tables: &T, key: &BypassKey, backend: &Backend, opens: bool) -> Claim {
+    if key.protocol == protocol::TCP {
+        session::claim(tables, key, backend, opens)
+    } else if tables.record_bypass(key, backend.endpoint, backend.id) {
+        Claim::Granted
+    } else {
+        Claim::Full
+    }
+}
+
+#[inline(always)]
+fn opens_connection<F: Frame>(frame: &F, headers: &Headers) -> bool {
+    frame.at::<TCP>(headers.l4).is_some_and(|tcp| session::opens(tcp.get::<13, _>()))
 }
 
 #[inline(always)]

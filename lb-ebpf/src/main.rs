@@ -42,7 +42,8 @@ pub fn sluice_return(context: TcContext) -> i32 {
 /// Pod's host-side interface, tc egress: records the connections that the stack delivers.
 #[classifier]
 pub fn sluice_bypass(context: TcContext) -> i32 {
-    record_bypass(&SkbFrame::new(context.skb.skb), Place::Pod)
+    let skb = context.skb.skb;
+    record_bypass(&SkbFrame::new(skb), skb, Place::Pod)
 }
 
 /// Uplink, tc ingress: hands frames to the pods of rung `peer`, records connections beside the VIPs of rung `stack`.
@@ -59,7 +60,7 @@ pub fn sluice_uplink_in(context: TcContext) -> i32 {
             let bare = !begins_with(&frame, &ethernet);
             // SAFETY: the kernel's context is valid for the whole program.
             let kind = unsafe { (*skb).protocol as u16 };
-            record_bypass(&UplinkFrame { frame, kind: if bare { Some(kind) } else { None } }, Place::Uplink)
+            record_bypass(&UplinkFrame { frame, kind: if bare { Some(kind) } else { None } }, skb, Place::Uplink)
         }
     }
 }
@@ -107,7 +108,7 @@ fn begins_with(frame: &SkbFrame, header: &[u8; ETHERNET]) -> bool {
 
 #[inline(always)]
 fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
-    let Some(maps) = Maps::get() else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
     let frame = SkbFrame::new(skb);
     let bytes = frame.length() as u64;
     let (action, reason) = match reply(&frame, &maps, place) {
@@ -133,8 +134,8 @@ fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
 }
 
 #[inline(always)]
-fn record_bypass<F: Frame>(frame: &F, place: Place) -> i32 {
-    let Some(maps) = Maps::get() else { return TC_ACT_UNSPEC };
+fn record_bypass<F: Frame>(frame: &F, skb: *mut __sk_buff, place: Place) -> i32 {
+    let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
     let (action, reason) = match observe(frame, &maps, place) {
         // Everything that crosses an interface comes by here; only what concerns a service is counted.
         Observed::Pass(Reason::NotForUs) => return TC_ACT_UNSPEC,

@@ -7,15 +7,16 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_EXIST, BPF_F_MMAPABLE, BPF_NOEXIST},
+    bindings::{BPF_EXIST, BPF_F_MMAPABLE, BPF_NOEXIST, bpf_sock_tuple},
     btf_maps::{Array, DevMap, HashMap, PerCpuArray},
-    helpers::generated::bpf_jiffies64,
+    cty::c_void,
+    helpers::generated::{bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, Node, Route, SLOTS_PER_BLOCK, Service,
-        ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, NO_NETNS, Node, Route,
+        SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
     },
     address::Address,
     flow::{self, Key},
@@ -23,6 +24,7 @@ use lb_common::{
     limiter::{self, Class},
     reason::{REASONS, Reason},
     reply::ReturnTables,
+    session::{Sessions, Socket},
     steer::Tables,
 };
 
@@ -130,6 +132,7 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
 
 /// The maps as `steer` and `reply` see them, with the settings at hand.
 pub struct Maps {
+    context: *mut c_void,
     /// What the agent may change while the programs run.
     pub settings: &'static Settings,
     vip_filter: &'static index::Filter,
@@ -140,9 +143,9 @@ pub struct Maps {
 impl Maps {
     /// `None` cannot happen: arrays always have their elements.
     #[inline(always)]
-    pub fn get() -> Option<Self> {
+    pub fn get(context: *mut c_void) -> Option<Self> {
         let Node { settings, vip_filter } = NODE.get(0)?;
-        Some(Self { settings, vip_filter, table_seed: settings.table_seed })
+        Some(Self { context, settings, vip_filter, table_seed: settings.table_seed })
     }
 
     #[inline(always)]
@@ -295,10 +298,41 @@ impl Tables for Maps {
             }
         }
     }
+}
+
+impl Sessions for Maps {
+    #[inline(always)]
+    fn has_bypasses(&self, endpoint: u32) -> bool {
+        ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0)
+    }
+
+    #[inline(always)]
+    fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
+        // SAFETY: two aligned words, copied at once.
+        unsafe { BYPASSES.get(key) }.copied()
+    }
 
     #[inline(always)]
     fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
         self.write_bypass(key, endpoint, backend)
+    }
+
+    #[inline(always)]
+    fn forget_bypass(&self, key: &BypassKey, endpoint: u32) {
+        if BYPASSES.remove(key).is_ok()
+            && let Some(count) = ENDPOINT_BYPASSES.get(endpoint)
+        {
+            count.count.add(u64::MAX);
+        }
+    }
+
+    #[inline(always)]
+    fn socket(&self, netns_id: u32, connection: &BypassKey) -> Socket {
+        match netns_id {
+            NO_NETNS => Socket::Unknown,
+            HOST_NETNS => ask(self.context, u64::MAX, connection),
+            id => ask(self.context, id as u64, connection),
+        }
     }
 
     #[inline(always)]
@@ -307,6 +341,55 @@ impl Tables for Maps {
         // SAFETY: this CPU's own element.
         limiter::admit(unsafe { &mut *bucket }, &self.settings.limits[class as usize], jiffies())
     }
+}
+
+/// `struct bpf_sock_tuple` of IPv4 (include/uapi/linux/bpf.h): remote and local address, remote and local port.
+#[repr(C)]
+struct TupleV4 {
+    client: u32,
+    pod: u32,
+    ports: u32,
+}
+
+/// The same of IPv6.
+#[repr(C)]
+struct TupleV6 {
+    client: [u64; 2],
+    pod: [u64; 2],
+    ports: u32,
+    pad: u32,
+}
+
+/// Asks the kernel for the socket of a TCP connection in a namespace, or in this one (`BPF_F_CURRENT_NETNS`).
+#[inline(always)]
+fn ask(context: *mut c_void, netns: u64, connection: &BypassKey) -> Socket {
+    let BypassKey { client, pod, .. } = connection;
+    let ports = connection.client_port.to_be() as u32 | (connection.pod_port.to_be() as u32) << 16;
+    if pod.is_v4() {
+        let mut tuple = TupleV4 { client: client.v4_word(), pod: pod.v4_word(), ports };
+        // SAFETY: a tuple of 12 bytes.
+        unsafe { look_up(context, (&raw mut tuple).cast(), 12, netns) }
+    } else {
+        let mut tuple = TupleV6 { client: client.words(), pod: pod.words(), ports, pad: 0 };
+        // SAFETY: a tuple of 36 bytes.
+        unsafe { look_up(context, (&raw mut tuple).cast(), 36, netns) }
+    }
+}
+
+/// # Safety
+/// The context must be the program's own, and the tuple have as many bytes.
+#[inline(always)]
+unsafe fn look_up(context: *mut c_void, tuple: *mut bpf_sock_tuple, bytes: u32, netns: u64) -> Socket {
+    // SAFETY: as the caller warrants; the socket is released below.
+    let socket = unsafe { bpf_skc_lookup_tcp(context, tuple, bytes, netns, 0) };
+    if socket.is_null() {
+        return Socket::Gone;
+    }
+    // SAFETY: a socket that is held until it is released, once.
+    let state = unsafe { (*socket).state };
+    // SAFETY: as above.
+    unsafe { bpf_sk_release(socket.cast()) };
+    Socket::of_state(state)
 }
 
 impl ReturnTables for Maps {
@@ -325,22 +408,6 @@ impl ReturnTables for Maps {
                 unsafe { ENDPOINTS.get(key) }.copied()
             }
         }
-    }
-
-    #[inline(always)]
-    fn has_bypasses(&self, endpoint: u32) -> bool {
-        ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0)
-    }
-
-    #[inline(always)]
-    fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
-        // SAFETY: two aligned words, copied at once.
-        unsafe { BYPASSES.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
-        self.write_bypass(key, endpoint, backend)
     }
 
     #[inline(always)]

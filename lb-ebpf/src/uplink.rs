@@ -15,7 +15,7 @@ use crate::{
 /// Steers one frame and returns its XDP action.
 #[inline(always)]
 pub fn steer_frame(context: *mut xdp_md) -> u32 {
-    let Some(maps) = Maps::get() else {
+    let Some(maps) = Maps::get(context.cast()) else {
         return xdp_action::XDP_PASS;
     };
     let mut frame = XdpFrame { context };

@@ -30,7 +30,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let control = ("nothing is changed", "", "", "");
     for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason}};")?;
+        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason, session}};")?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {

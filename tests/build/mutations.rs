@@ -27,8 +27,8 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "a connection that cannot be recorded is forwarded",
         "steer",
-        "if !tables.record_bypass(",
-        "if false & tables.record_bypass(",
+        "Claim::Full => return Verdict::Drop(Reason::BypassesFull)",
+        "Claim::Full => {}",
     ),
     (
         "UDP clients are not recorded",

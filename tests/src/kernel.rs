@@ -248,7 +248,7 @@ fn fill_tables(ebpf: &mut Ebpf, content: &Content) {
     fill_array(ebpf, "backend_vips", &content.backend_vips);
     fill_array(ebpf, "backends", &content.backends);
     // All bits of the filter are clear, as the map begins: every address is asked for.
-    let mut node = [0; size_of::<Node>()];
+    let mut node = [0u8; size_of::<Node>()];
     // SAFETY: the settings stand first in a node and are plain integers.
     unsafe { node.as_mut_ptr().cast::<Settings>().write_unaligned(content.settings) };
     fill_array(ebpf, "node", &[node]);

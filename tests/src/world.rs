@@ -6,17 +6,18 @@ pub mod frame;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
 };
 
 use lb_common::{
-    abi::{Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, NO_BACKEND, Service, ServiceKey, Slot, Traffic},
+    abi::{Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, NO_NETNS, Service, ServiceKey, Slot, Traffic},
     address::Address,
     flow::{self, Key},
     limiter::{self, Class},
     mark::{self, Mark},
     reason::{REASONS, Reason},
     reply::ReturnTables,
+    session::{Sessions, Socket},
     steer::{Tables, Verdict},
     word::Word,
 };
@@ -113,6 +114,8 @@ pub struct World {
     /// Connection → backend.
     pub bypasses: RefCell<HashMap<BypassKey, u32>>,
     bypass_counts: Vec<Cell<u64>>,
+    /// Connections that the pods' kernels have, of pods that can be asked.
+    pub sockets: HashSet<BypassKey>,
     flows: Vec<flow::Bucket>,
     buckets: RefCell<[Bucket; 3]>,
     reasons: RefCell<Vec<Counter>>,
@@ -139,6 +142,7 @@ impl World {
             endpoints: content.endpoints.iter().copied().collect(),
             bypasses: RefCell::default(),
             bypass_counts: vec![Cell::new(0); content.endpoint_ids],
+            sockets: HashSet::new(),
             flows: (0..1usize << content.flows_log2)
                 .map(|_| flow::Bucket { entries: std::array::from_fn(|_| entry()) })
                 .collect(),
@@ -287,9 +291,36 @@ impl Tables for World {
             flow::record(bucket, &key, backend, 0);
         }
     }
+}
+
+impl Sessions for World {
+    fn has_bypasses(&self, endpoint: u32) -> bool {
+        self.bypass_counts.get(endpoint as usize).is_some_and(|count| count.get() != 0)
+    }
+
+    fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
+        self.bypasses.borrow().get(key).map(|backend| Bypass { backend: *backend, since: 0 })
+    }
 
     fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
         self.write_bypass(key, endpoint, backend)
+    }
+
+    fn forget_bypass(&self, key: &BypassKey, endpoint: u32) {
+        self.writes.set(self.writes.get() + 1);
+        if self.bypasses.borrow_mut().remove(key).is_some()
+            && let Some(count) = self.bypass_counts.get(endpoint as usize)
+        {
+            count.set(count.get() - 1);
+        }
+    }
+
+    fn socket(&self, netns_id: u32, connection: &BypassKey) -> Socket {
+        match netns_id {
+            NO_NETNS => Socket::Unknown,
+            _ if self.sockets.contains(connection) => Socket::Living,
+            _ => Socket::Gone,
+        }
     }
 
     fn admit(&self, class: Class) -> bool {
@@ -301,19 +332,6 @@ impl Tables for World {
 impl ReturnTables for World {
     fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint> {
         self.endpoints.get(key).copied()
-    }
-
-    fn has_bypasses(&self, endpoint: u32) -> bool {
-        self.bypass_counts.get(endpoint as usize).is_some_and(|count| count.get() != 0)
-    }
-
-    fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
-        self.bypasses.borrow().get(key).map(|backend| Bypass { backend: *backend, since: 0 })
-    }
-
-    fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
-        debug_assert_eq!(backend, NO_BACKEND, "the return path records only what has no service");
-        self.write_bypass(key, endpoint, backend)
     }
 
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32> {

@@ -61,7 +61,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
             "address_change",
         ],
     ),
-    ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "id", "backend", "pad"]),
+    ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "id", "backend", "netns_id"]),
     ("endpoint_index", &[], &["sequence", "entries"]),
     ("bypasses", &["client", "pod", "client_port", "pod_port", "protocol", "pad", "pad2"], &["backend", "since"]),
     ("endpoint_bypasses", &[], &["count"]),

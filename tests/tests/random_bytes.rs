@@ -101,7 +101,7 @@ fn any_bytes_have_one_reason_on_the_host() {
     thread::scope(|scope| {
         for thread in 0..THREADS {
             scope.spawn(move || {
-                let content = Content::full().with_bypasses(20).limited([40, 10, 5]);
+                let content = Content::full().with_bypasses(3).limited([40, 10, 5]);
                 let seen = steer_on_host(SEED + thread, HOST_FRAMES / THREADS, &content);
                 for listed in &Reason::ALL[..=Reason::NoPort.index() as usize] {
                     let reason = listed.0;
@@ -116,7 +116,7 @@ fn any_bytes_have_one_reason_on_the_host() {
 #[test]
 fn any_bytes_have_one_reason_in_the_kernel() {
     let Some(object) = object() else { return };
-    let content = Content::full().with_bypasses(20).limited([40, 10, 5]);
+    let content = Content::full().with_bypasses(3).limited([40, 10, 5]);
     let (mut kernel, mut world) = (Kernel::load(&object, &content), World::new(&content));
     let mut fuzzer = Fuzzer::new(!SEED);
     for batch in 0..KERNEL_FRAMES / BATCH {

@@ -8,6 +8,7 @@ use lb_common::{
     address::Address,
     reason::Reason,
     reply::{Observed, Place, Reply, observe, reply},
+    session::Sessions as _,
     steer::Tables as _,
 };
 use lb_tests::{
@@ -72,8 +73,7 @@ impl Ends {
 
     fn record(self, world: &World, backend: u32) {
         let (key, id) = (self.connection(), self.id(backend::REDIRECT));
-        assert!(lb_common::reply::ReturnTables::record_bypass(world, &key, id, NO_BACKEND));
-        assert!(lb_common::steer::Tables::record_bypass(world, &key, id, backend));
+        assert!(world.record_bypass(&key, id, backend));
     }
 
     /// Flags of the endpoint that [`Ends::segment`] comes from.

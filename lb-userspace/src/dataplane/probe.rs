@@ -84,7 +84,7 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
                 ifindex: place.ifindex,
                 tx_port: id,
                 mtu: place.mtu,
-                netns_id: place.netns_id.unwrap_or(u32::MAX),
+                netns_id: place.netns_id.unwrap_or(abi::NO_NETNS),
                 port: question.port,
                 rung,
                 destination_mac: place.destination_mac,
@@ -106,7 +106,7 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
                 flags: endpoint_flags::SELF_TEST | stack,
                 id,
                 backend: id,
-                pad: 0,
+                netns_id: abi::NO_NETNS,
             },
         },
         MapOp::SetService {

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::abi;
 use tracing::{debug, info, warn};
 
 use super::Engine;
@@ -64,7 +65,7 @@ impl Site {
                 mtu: LOOPBACK_MTU,
                 destination_mac: [0; 6],
                 source_mac: [0; 6],
-                netns_id: None,
+                netns_id: Some(abi::HOST_NETNS),
                 rung,
             },
             Self::Routed(link) => Place {

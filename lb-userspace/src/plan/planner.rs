@@ -63,7 +63,7 @@ pub struct Place {
     pub destination_mac: [u8; 6],
     /// The host-side interface's MAC.
     pub source_mac: [u8; 6],
-    /// The pod's namespace as ours names it.
+    /// The pod's namespace as ours names it, or [`abi::HOST_NETNS`].
     pub netns_id: Option<u32>,
     /// The rung that passed its self-test.
     pub rung: Rung,
@@ -298,7 +298,7 @@ impl Planner {
             address: key.address.into(),
             port: key.port,
             endpoint: id,
-            netns_id: u32::MAX,
+            netns_id: abi::NO_NETNS,
             generation,
             ..abi::Backend::default()
         };
@@ -306,7 +306,7 @@ impl Planner {
             way.rung = rung_number(place.rung);
             (way.ifindex, way.tx_port, way.mtu) = (place.ifindex, tx_port, place.mtu);
             (way.destination_mac, way.source_mac) = (place.destination_mac, place.source_mac);
-            way.netns_id = place.netns_id.unwrap_or(u32::MAX);
+            way.netns_id = place.netns_id.unwrap_or(abi::NO_NETNS);
         }
         match self.endpoints.get_mut(&key) {
             Some(installed) if installed.way == way => {}
@@ -487,7 +487,7 @@ impl Planner {
                     flags: flags_of(installed, &replies),
                     id: installed.id,
                     backend: *ids.get(&(default, *key))?,
-                    pad: 0,
+                    netns_id: installed.way.netns_id,
                 })
             });
             if value != installed.value {

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use lb_common::{
     abi::{
-        ABI_VERSION, Backend, Endpoint, Limit, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, backend_flags,
-        endpoint_flags, protocol, rung, service_flags,
+        ABI_VERSION, Backend, Endpoint, Limit, NO_NETNS, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot,
+        backend_flags, endpoint_flags, protocol, rung, service_flags,
     },
     address::Address,
     checksum,
@@ -281,7 +281,7 @@ impl Content {
                 ifindex: 100 + hop,
                 tx_port: hop,
                 mtu: MTUS.get(hop as usize).copied().unwrap_or(1500),
-                netns_id: u32::MAX,
+                netns_id: NO_NETNS,
                 destination_mac,
                 source_mac,
                 ..Backend::default()
@@ -331,7 +331,7 @@ impl Content {
         let place = if backend.rung == rung::STACK { endpoint_flags::STACK } else { 0 };
         let (vip, vip_port) = (key.address, key.port);
         let (id, backend) = (backend.endpoint, backend.id);
-        let endpoint = Endpoint { vip, vip_port, flags: mode | place, id, backend, pad: 0 };
+        let endpoint = Endpoint { vip, vip_port, flags: mode | place, id, backend, netns_id: NO_NETNS };
         self.endpoints.push((endpoint_key, endpoint));
     }
 
