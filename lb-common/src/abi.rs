@@ -68,10 +68,12 @@ pub struct Service {
     pub slots_log2: u8,
     /// [`service_flags`].
     pub flags: u8,
+    /// First entry in `histories`.
+    pub histories: u32,
+    /// Names the service in `flows`.
+    pub id: u32,
     /// Zero.
     pub pad: u32,
-    /// Zero.
-    pub pad2: u64,
 }
 const _: () = assert!(size_of::<Service>() == 24);
 
@@ -98,11 +100,28 @@ const _: () = assert!(size_of::<SlotBlock>() == 4 * SLOTS_PER_BLOCK);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C, align(4))]
 pub struct Slot {
-    /// Current owner: position in the service's range of `backends`.
+    /// Current owner: position in the service's range of `backends`, or [`NO_OWNER`].
     pub owner: u16,
-    /// Reference to the slot's earlier owners; 0: none, the slot is stable.
+    /// The slot's earlier owners: 1 + position in the service's range of `histories`; 0: none, the slot is stable.
     pub history: u16,
 }
+
+/// In [`Slot::owner`]: no backend takes new connections.
+pub const NO_OWNER: u16 = u16::MAX;
+
+/// Value of `histories`: earlier owners that may hold a connection of a slot, the latest first. Shared between slots.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(C, align(8))]
+pub struct History {
+    /// How many there are.
+    pub count: u16,
+    /// Positions in the service's range of `backends`.
+    pub owners: [u16; HISTORY],
+}
+const _: () = assert!(size_of::<History>() == 16);
+
+/// Earlier owners that a slot remembers at most.
+pub const HISTORY: usize = 7;
 
 /// Value of `backends`: a pod's (address, port) as a backend of one service, with the way to it. One cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

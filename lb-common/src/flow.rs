@@ -16,8 +16,10 @@ const IDENTITY: u64 = (1 << 48) - 1;
 const SEQUENCE: u64 = 1 << 48;
 /// In [`Key::identity`]: recorded UDP. Identity 0 is never a key.
 const KIND_UDP: u64 = 1 << 47;
-/// Endpoints are numbered below this in an identity.
-const ENDPOINTS: u64 = 1 << 28;
+/// In [`Key::identity`]: TCP in a moved slot.
+const KIND_TCP: u64 = 1 << 46;
+/// Endpoints and services are numbered below this in an identity.
+const NUMBERS: u64 = 1 << 28;
 
 /// One record; 32 bytes, so that two share a cache line and none crosses it.
 #[repr(C, align(32))]
@@ -49,8 +51,20 @@ impl Key {
     /// A UDP client of an endpoint.
     #[inline(always)]
     pub const fn udp(endpoint: u32, client: Address, client_port: u16) -> Self {
-        let identity = KIND_UDP | (endpoint as u64 & (ENDPOINTS - 1)) << 16 | client_port as u64;
+        let identity = KIND_UDP | (endpoint as u64 & (NUMBERS - 1)) << 16 | client_port as u64;
         Self { client: client.words(), identity }
+    }
+
+    /// A TCP client of a service.
+    #[inline(always)]
+    pub const fn tcp(service: u32, client: Address, client_port: u16) -> Self {
+        let identity = KIND_TCP | (service as u64 & (NUMBERS - 1)) << 16 | client_port as u64;
+        Self { client: client.words(), identity }
+    }
+
+    /// Whether it is of TCP in a moved slot.
+    pub const fn is_tcp(&self) -> bool {
+        self.identity & KIND_TCP != 0
     }
 
     /// The key's bucket: see [`client_hash`].
@@ -64,9 +78,9 @@ impl Key {
         Address::from_words(self.client)
     }
 
-    /// Endpoint and client port.
+    /// Endpoint, or service where it is of TCP, and client port.
     pub const fn parts(&self) -> (u32, u16) {
-        (((self.identity >> 16) & (ENDPOINTS - 1)) as u32, self.identity as u16)
+        (((self.identity >> 16) & (NUMBERS - 1)) as u32, self.identity as u16)
     }
 
     #[inline(always)]

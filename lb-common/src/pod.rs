@@ -14,6 +14,7 @@ plain!(
     ServiceKey,
     Service,
     SlotBlock,
+    History,
     Backend,
     Endpoint,
     BypassKey,

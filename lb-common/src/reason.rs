@@ -65,10 +65,12 @@ pub enum Reason {
     ForeignSession,
     /// A segment of no connection, to a service that is not the default of its pods' port: refused by a RST.
     NoSession,
+    /// Counted beside the packet's own reason: its slot names a history that is not there.
+    BrokenHistory,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 30;
+pub const REASONS: usize = 31;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -132,6 +134,7 @@ impl Reason {
         (Self::SourceIsVip, "source_is_vip", "To a VIP, from a VIP's address, which nobody outside can have: dropped"),
         (Self::ForeignSession, "foreign_session", "Of a connection that reached its pod in another way: dropped"),
         (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
+        (Self::BrokenHistory, "broken_history", "Beside the packet's own reason: its slot's history is not there"),
     ];
 
     /// Key in the map `reasons`.
@@ -160,6 +163,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::NoSession.index() as usize + 1, REASONS);
+        assert_eq!(Reason::BrokenHistory.index() as usize + 1, REASONS);
     }
 }

@@ -1,7 +1,10 @@
 //! The forwarding decision of an uplink: one pure function of a frame and the tables.
 
 use crate::{
-    abi::{Backend, BypassKey, Service, ServiceKey, Slot, backend_flags, protocol, rung, service_flags},
+    abi::{
+        Backend, BypassKey, HISTORY, History, NO_BACKEND, NO_OWNER, Service, ServiceKey, Slot, backend_flags, protocol,
+        rung, service_flags,
+    },
     address::Address,
     answer::{self, IcmpError},
     checksum,
@@ -9,7 +12,7 @@ use crate::{
     mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
-    session::{self, Claim, Sessions},
+    session::{self, Claim, Sessions, Socket},
 };
 
 /// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
@@ -52,6 +55,26 @@ impl Verdict {
     }
 }
 
+/// A TCP packet of a moved slot.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Offer {
+    /// Who sent it.
+    pub client: Address,
+    /// Its service.
+    pub service: Service,
+    /// Its slot.
+    pub slot: Slot,
+    /// Host order.
+    pub client_port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// 1 where it opens a connection.
+    pub opens: u32,
+    /// Zero.
+    pub pad2: u32,
+}
+
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
 pub trait Tables: Sessions {
     /// False only where the address is certainly no VIP; asked first, to be cheap.
@@ -63,6 +86,16 @@ pub trait Tables: Sessions {
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// A slot of the Maglev array.
     fn slot(&self, index: u32) -> Option<Slot>;
+    /// [`offer`], where that must be done apart from the rest.
+    fn offer(&self, offer: &Offer) -> u16;
+    /// Counts a slot whose history is not there.
+    fn count_broken_history(&self);
+    /// The earlier owners of slots, by their place in the map.
+    fn history(&self, index: u32) -> Option<&History>;
+    /// The backend that owned a TCP client's connection in a moved slot when it was asked last.
+    fn cached_owner(&self, service: u32, client: Address, client_port: u16) -> Option<u32>;
+    /// Remembers such a backend; where `only_known`, in place of another one only.
+    fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool);
     /// A backend by its place in the map.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Seed of [`flow_hash`].
@@ -84,6 +117,13 @@ pub const fn flow_hash(seed: u64, source: [u64; 2], destination: [u64; 2], ports
     let y = (source[1] ^ destination[1].rotate_left(29)).wrapping_mul(0xd6e8_feb8_6659_fd93);
     let z = (x ^ (x >> 32)).wrapping_add(y ^ (y >> 32)) ^ ports as u64 ^ (protocol as u64) << 32;
     z.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Source and destination port as [`flow_hash`] takes them: as they lie in a packet.
+#[inline(always)]
+pub const fn ports_word(source: u16, destination: u16) -> u32 {
+    let (s, d) = (source.to_be_bytes(), destination.to_be_bytes());
+    u32::from_ne_bytes([s[0], s[1], d[0], d[1]])
 }
 
 /// Position within a service's slots: the high bits, so that a table four times the size refines a smaller one.
@@ -158,8 +198,11 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     }
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
-    let Some(backend) = choose(tables, &service, hash) else {
-        return Verdict::Drop(Reason::BrokenTable);
+    let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
+    let backend = match choose(tables, headers, &service, hash, source_port, opens) {
+        Choice::Backend(backend) => backend,
+        Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
+        Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
     };
     if backend.address.is_v4() != headers.is_v4 {
         return Verdict::Drop(Reason::BrokenTable);
@@ -173,17 +216,8 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     if headers.length > backend.mtu as usize {
         return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: backend.mtu });
     }
-    let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
     if (opens || backend.flags & backend_flags::RECORD != 0) && !is_recorded_udp(headers, &service) {
-        let key = BypassKey {
-            client: headers.source,
-            pod: backend.address,
-            client_port: source_port,
-            pod_port: backend.port,
-            protocol: headers.protocol,
-            pad: 0,
-            pad2: 0,
-        };
+        let key = connection(headers.source, source_port, headers.protocol, backend);
         match claim(tables, &key, backend, opens) {
             Claim::Granted => {}
             Claim::Full => return Verdict::Drop(Reason::BypassesFull),
@@ -220,13 +254,96 @@ const fn is_recorded_udp(headers: &Headers, service: &Service) -> bool {
     headers.protocol == protocol::UDP && service.flags & service_flags::RECORD != 0
 }
 
+/// Where a packet of a service goes.
+enum Choice<'a> {
+    Backend(&'a Backend),
+    /// No backend takes new connections, and none has this one.
+    Nobody,
+    Broken,
+}
+
 #[inline(always)]
-fn choose<'a, T: Tables>(tables: &'a T, service: &Service, hash: u64) -> Option<&'a Backend> {
-    let slot = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2)))?;
-    if slot.owner >= service.backends_count {
-        return None;
+fn choose<'a, T: Tables>(
+    tables: &'a T,
+    headers: &Headers,
+    service: &Service,
+    hash: u64,
+    client_port: u16,
+    opens: bool,
+) -> Choice<'a> {
+    let Some(slot) = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2))) else {
+        return Choice::Broken;
+    };
+    let owner = if slot.history != 0 && headers.protocol == protocol::TCP {
+        let opens = opens as u32;
+        tables.offer(&Offer { client: headers.source, service: *service, slot, client_port, pad: 0, opens, pad2: 0 })
+    } else {
+        slot.owner
+    };
+    if owner >= service.backends_count {
+        return if owner == NO_OWNER { Choice::Nobody } else { Choice::Broken };
     }
-    tables.backend(service.backends.wrapping_add(slot.owner as u32))
+    match tables.backend(service.backends.wrapping_add(owner as u32)) {
+        Some(backend) => Choice::Backend(backend),
+        None => Choice::Broken,
+    }
+}
+
+/// Who gets a packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
+/// positions in the service's backends. A SYN is offered too: its client may use a port again while an earlier owner
+/// has the old connection half open.
+#[inline(always)]
+pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
+    let Offer { client, service, slot, client_port, .. } = *offer;
+    let opens = offer.opens != 0;
+    let backend_at = |owner: u16| {
+        let there = owner < service.backends_count;
+        if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
+    };
+    let Some(history) = tables.history(service.histories.wrapping_add(slot.history as u32 - 1)) else {
+        // Named by a slot and not there: only the current owner is known.
+        tables.count_broken_history();
+        return slot.owner;
+    };
+    // An integer, because the verifier refuses to see the value of an empty option moved.
+    let cached = if opens { None } else { tables.cached_owner(service.id, client, client_port) };
+    let cached = cached.unwrap_or(NO_BACKEND);
+    let current = backend_at(slot.owner);
+    if cached != NO_BACKEND && current.is_some_and(|backend| backend.id == cached) {
+        return slot.owner;
+    }
+    for at in 0..HISTORY {
+        if at >= history.count as usize {
+            break;
+        }
+        let owner = history.owners[at];
+        let Some(backend) = backend_at(owner) else { continue };
+        if backend.id == cached && cached != NO_BACKEND {
+            return owner;
+        }
+        if backend.rung != rung::NONE && has(tables, client, client_port, backend) {
+            tables.cache_owner(service.id, client, client_port, backend.id, opens);
+            return owner;
+        }
+    }
+    if let Some(backend) = current
+        && (opens || has(tables, client, client_port, backend))
+    {
+        tables.cache_owner(service.id, client, client_port, backend.id, opens);
+    }
+    slot.owner
+}
+
+#[inline(always)]
+fn has<T: Tables>(tables: &T, client: Address, client_port: u16, backend: &Backend) -> bool {
+    let key = connection(client, client_port, protocol::TCP, backend);
+    tables.socket(backend.netns_id, &key) == Socket::Living
+}
+
+/// A client's connection as the pod sees it.
+#[inline(always)]
+const fn connection(client: Address, client_port: u16, protocol: u8, backend: &Backend) -> BypassKey {
+    BypassKey { client, pod: backend.address, client_port, pod_port: backend.port, protocol, pad: 0, pad2: 0 }
 }
 
 /// What one hop less changes in the IPv4 header's sum: the TTL is the high byte of its word, so `~m + m'` is

@@ -6,6 +6,7 @@
 mod egress;
 mod frame;
 mod maps;
+mod offer;
 mod uplink;
 
 use aya_ebpf::{

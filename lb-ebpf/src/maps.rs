@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, NO_NETNS, Node, Route,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
         SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
     },
     address::Address,
@@ -25,7 +25,7 @@ use lb_common::{
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{Sessions, Socket},
-    steer::Tables,
+    steer::{Offer, Tables},
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -55,6 +55,9 @@ static BACKEND_VIPS: Array<ServiceKey, 1> = Array::new();
 /// Maglev tables of all services, sixteen slots an element. Written by the agent through memory. 5.5.
 #[btf_map(name = "maglev")]
 static MAGLEV: Array<SlotBlock, 1, MMAPABLE> = Array::new();
+/// Earlier owners of the slots of all services. Written by the agent through memory, read by `sluice_xdp`. 5.5.
+#[btf_map(name = "histories")]
+static HISTORIES: Array<History, 1, MMAPABLE> = Array::new();
 /// The backends of all services, each service's side by side. Written by the agent through memory, kept fresh from
 /// netlink. 5.5.
 #[btf_map(name = "backends")]
@@ -263,6 +266,38 @@ impl Tables for Maps {
         let word = unsafe { core::ptr::from_ref(slot).cast::<u32>().read_volatile() };
         // SAFETY: both are four bytes of plain integers.
         Some(unsafe { core::mem::transmute::<u32, Slot>(word) })
+    }
+
+    #[inline(always)]
+    fn offer(&self, offer: &Offer) -> u16 {
+        crate::offer::sluice_offer(self.context.cast(), offer) as u16
+    }
+
+    #[inline(always)]
+    fn count_broken_history(&self) {
+        count_reason(Reason::BrokenHistory.index(), 0);
+    }
+
+    #[inline(always)]
+    fn history(&self, index: u32) -> Option<&History> {
+        HISTORIES.get(index)
+    }
+
+    #[inline(always)]
+    fn cached_owner(&self, service: u32, client: Address, client_port: u16) -> Option<u32> {
+        let key = Key::tcp(service, client, client_port);
+        flow::find(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()))
+    }
+
+    #[inline(always)]
+    fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool) {
+        let key = Key::tcp(service, client, client_port);
+        let Some(bucket) = self.flow_bucket(&key) else { return };
+        let now = coarse_ticks(jiffies());
+        let known = flow::find(bucket, &key, now);
+        if known != Some(backend) && (known.is_some() || !only_known) {
+            flow::record(bucket, &key, backend, now);
+        }
     }
 
     #[inline(always)]

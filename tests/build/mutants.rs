@@ -54,10 +54,12 @@ fn adapt(source: &str, text: &str) -> Result<String, Box<dyn Error>> {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let mut text = text.replace("crate::", "super::").replace("#[inline(always)]", "");
     if source == "steer" {
+        // Asked of the copy's own function, not of lb-common's.
+        text = text.replace("tables.offer(", "offer(tables, ");
         let (Some(from), Some(to)) = (text.find(SHARED.0), text.find(SHARED.1)) else {
             return Err("steer.rs no longer has its verdict and tables in front of the hash".into());
         };
-        text.replace_range(from..to, "pub use lb_common::steer::{Tables, Verdict};\n");
+        text.replace_range(from..to, "pub use lb_common::steer::{Offer, Tables, Verdict};\n");
     }
     Ok(text)
 }

@@ -76,6 +76,7 @@ impl Kernel {
             ("service_index", 1 << index_log2),
             ("backend_vips", content.backend_vips.len()),
             ("maglev", content.slots.len() / SLOTS_PER_BLOCK),
+            ("histories", content.histories.len()),
             ("backends", content.backends.len()),
             ("tx_ports", content.ports.len()),
             ("endpoints", content.endpoints.len()),
@@ -246,6 +247,7 @@ fn fill_tables(ebpf: &mut Ebpf, content: &Content) {
         endpoints.insert(key, endpoint, 0).expect("there is room");
     }
     fill_array(ebpf, "backend_vips", &content.backend_vips);
+    fill_array(ebpf, "histories", &content.histories);
     fill_array(ebpf, "backends", &content.backends);
     // All bits of the filter are clear, as the map begins: every address is asked for.
     let mut node = [0u8; size_of::<Node>()];

@@ -10,7 +10,9 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, NO_NETNS, Service, ServiceKey, Slot, Traffic},
+    abi::{
+        Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, History, NO_NETNS, Service, ServiceKey, Slot, Traffic,
+    },
     address::Address,
     flow::{self, Key},
     limiter::{self, Class},
@@ -18,7 +20,7 @@ use lb_common::{
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{Sessions, Socket},
-    steer::{Tables, Verdict},
+    steer::{self, Offer, Tables, Verdict},
     word::Word,
 };
 
@@ -221,7 +223,7 @@ impl World {
 
     /// Steers a frame by the function under test.
     pub fn steer(&self, packet: &[u8]) -> (Outcome, Reason) {
-        self.run(packet, lb_common::steer::steer)
+        self.run(packet, steer::steer)
     }
 
     fn count_forwarded(&self, backend: u32, bytes: u64) {
@@ -268,6 +270,33 @@ impl Tables for World {
 
     fn slot(&self, index: u32) -> Option<Slot> {
         self.content.slots.get(index as usize).copied()
+    }
+
+    fn offer(&self, offer: &Offer) -> u16 {
+        steer::offer(self, offer)
+    }
+
+    fn count_broken_history(&self) {
+        self.reasons.borrow_mut()[Reason::BrokenHistory.index() as usize].packets += 1;
+    }
+
+    fn history(&self, index: u32) -> Option<&History> {
+        self.content.histories.get(index as usize)
+    }
+
+    fn cached_owner(&self, service: u32, client: Address, client_port: u16) -> Option<u32> {
+        let key = Key::tcp(service, client, client_port);
+        flow::find(self.flow_bucket(&key)?, &key, 0)
+    }
+
+    fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool) {
+        let key = Key::tcp(service, client, client_port);
+        let Some(bucket) = self.flow_bucket(&key) else { return };
+        let known = flow::find(bucket, &key, 0);
+        if known != Some(backend) && (known.is_some() || !only_known) {
+            self.writes.set(self.writes.get() + 1);
+            flow::record(bucket, &key, backend, 0);
+        }
     }
 
     fn backend(&self, index: u32) -> Option<&Backend> {

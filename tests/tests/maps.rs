@@ -36,11 +36,16 @@ const SLACK_PERCENT: u64 = 5;
 
 /// Every map with the fields of its key and of its value, in the order of `lb-common`; none where it is one number.
 const FIELDS: &[(&str, &[&str], &[&str])] = &[
-    ("services", SERVICE_KEY, &["slots", "backends", "backends_count", "slots_log2", "flags", "pad", "pad2"]),
+    (
+        "services",
+        SERVICE_KEY,
+        &["slots", "backends", "backends_count", "slots_log2", "flags", "histories", "id", "pad"],
+    ),
     ("vips", &["bytes"], &[]),
     ("service_index", &[], &["sequence", "entries"]),
     ("backend_vips", &[], SERVICE_KEY),
     ("maglev", &[], &["slots"]),
+    ("histories", &[], &["count", "owners"]),
     (
         "backends",
         &[],

@@ -4,7 +4,7 @@ use lb_common::{abi, flow, index};
 
 use crate::{
     model::{Capacities, UPLINKS_MAX},
-    plan::planner::backend_entries,
+    plan::{planner::backend_entries, service::history_entries},
 };
 
 /// Sizes that the loader sets.
@@ -16,6 +16,8 @@ pub struct Sizes {
     pub backends: u32,
     /// Elements of `maglev`, the last the self-test's.
     pub slot_blocks: u32,
+    /// Entries of `histories`.
+    pub histories: u32,
     /// Entries of `backends`, the last the self-test's.
     pub backend_entries: u32,
     /// Entries of `bypasses`.
@@ -40,6 +42,7 @@ impl Sizes {
             services,
             backends,
             slot_blocks: capacities.maglev_slots.div_ceil(abi::SLOTS_PER_BLOCK as u32) + 1,
+            histories: history_entries(capacities.maglev_slots),
             backend_entries: backend_entries(capacities) + 1,
             bypasses: capacities.bypasses,
             flows_log2: log2(capacities.flows.div_ceil(flow::WAYS as u32)),
@@ -70,6 +73,7 @@ impl Sizes {
             ("service_index", service_buckets, array(service_buckets, size_of::<index::ServiceBucket>())),
             ("backend_vips", backends, array(backends, key)),
             ("maglev", self.slot_blocks, array(self.slot_blocks, size_of::<abi::SlotBlock>())),
+            ("histories", self.histories, array(self.histories, size_of::<abi::History>())),
             ("backends", self.backend_entries, array(self.backend_entries, size_of::<abi::Backend>())),
             ("tx_ports", backends, array(backends, 8)),
             ("endpoints", backends, hash(backends, key, size_of::<abi::Endpoint>())),

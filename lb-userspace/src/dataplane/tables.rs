@@ -90,6 +90,7 @@ pub struct Tables {
     vip_filter: FilterWriter,
     backend_vips: Array<MapData, ServiceKey>,
     slots: Mapped<abi::Slot>,
+    histories: Mapped<abi::History>,
     backends: Mapped<abi::Backend>,
     tx_ports: DevMap<MapData>,
     endpoints: BpfHash<MapData, ServiceKey, abi::Endpoint>,
@@ -138,6 +139,7 @@ impl Tables {
         let node: Mapped<abi::Node> = mapped(object, "node", 1)?;
         let tables = Self {
             slots: mapped(object, "maglev", sizes.slot_blocks as usize * abi::SLOTS_PER_BLOCK)?,
+            histories: mapped(object, "histories", sizes.histories as usize)?,
             backends: mapped(object, "backends", sizes.backend_entries as usize)?,
             bypass_counts: mapped(object, "endpoint_bypasses", sizes.backends as usize)?,
             flows: mapped(object, "flows", 1 << sizes.flows_log2)?,
@@ -203,6 +205,12 @@ impl Tables {
                     self.slots.write(at, *slot);
                 }
             }
+            MapOp::UpdateSlots { offset, slots } => {
+                for (at, slot) in slots {
+                    self.slots.write((*offset + *at) as usize, *slot);
+                }
+            }
+            MapOp::WriteHistory { at, value } => self.histories.write(*at as usize, *value),
             MapOp::SetBackendVip { id, key } => self.backend_vips.set(*id, key, 0)?,
             MapOp::SetEndpoint { key, value } => {
                 self.endpoints.insert(key, value, 0)?;
@@ -282,12 +290,15 @@ impl Tables {
         self.bypass_counts.elements()[endpoint as usize].count.store(0);
     }
 
-    /// Removes recorded UDP clients of these endpoints and backends.
-    pub fn forget_flows(&self, endpoints: &[u32], backends: &[u32]) {
+    /// Removes what the flow cache has of these endpoints, services and backends.
+    pub fn forget_flows(&self, endpoints: &[u32], services: &[u32], backends: &[u32]) {
+        let [endpoints, services, backends] =
+            [endpoints, services, backends].map(|ids| ids.iter().copied().collect::<HashSet<u32>>());
         for bucket in self.flows.elements() {
             for entry in &bucket.entries {
                 if let Some((key, backend, _)) = flow::snapshot(entry)
-                    && (endpoints.contains(&key.parts().0) || backends.contains(&backend))
+                    && (if key.is_tcp() { &services } else { &endpoints }.contains(&key.parts().0)
+                        || backends.contains(&backend))
                 {
                     flow::remove(entry, &key);
                 }

@@ -18,7 +18,7 @@ use crate::{
     },
     plan::{
         ops::MapOp,
-        planner::{EndpointKey, GRACE},
+        planner::{EndpointKey, GRACE, Retired},
     },
 };
 
@@ -162,12 +162,12 @@ impl Engine {
             return;
         }
         let retired = self.planner.retire(self.started.elapsed());
-        if retired.backends.is_empty() && retired.endpoints.is_empty() {
+        if retired == Retired::default() {
             return;
         }
         self.keep_traffic(&retired.backends);
         let backends: Vec<u32> = retired.backends.iter().map(|(id, _)| *id).collect();
-        self.tables.forget_flows(&retired.endpoints, &backends);
+        self.tables.forget_flows(&retired.endpoints, &retired.services, &backends);
         for (key, bypass) in self.tables.bypasses() {
             let endpoint = endpoint_of(&self.planner, &key);
             if (backends.contains(&bypass.backend) || endpoint.is_none())

@@ -3,6 +3,7 @@
 mod connections;
 mod guard;
 mod pods;
+mod prune;
 mod report;
 mod uplinks;
 
@@ -261,6 +262,7 @@ impl Engine {
         }
         if ticks.is_multiple_of(SWEEP_TICKS) {
             self.sweep_bypasses();
+            self.prune_histories();
         }
     }
 

@@ -36,21 +36,21 @@ impl Engine {
     fn service_status(&self, service: &Service) -> ServiceStatus {
         let key = VipKey { address: service.vip, protocol: service.protocol, port: service.port };
         let installed = self.planner.services().get(&key);
-        let shares = installed.map_or(&[][..], |installed| &installed.shares);
         let backends: Vec<BackendStatus> = service
             .backends
             .iter()
             .enumerate()
             .map(|(at, backend)| {
                 let finding = self.findings.get(&(backend.address, service.rung));
-                let id = installed.and_then(|installed| installed.backends.get(at)).map(|backend| backend.id);
+                let installed = installed.and_then(|installed| installed.backends.get(at));
+                let id = installed.map(|backend| backend.value.id);
                 let traffic = id.map(|id| self.traffic_of(id)).unwrap_or_default();
                 BackendStatus {
                     address: backend.address,
                     port: backend.port,
                     weight: backend.weight,
                     drain: backend.drain,
-                    slots: shares.get(at).copied().unwrap_or(0),
+                    slots: installed.map_or(0, |backend| backend.share),
                     rung: finding.and_then(|finding| finding.rung),
                     state: finding.map_or(BackendState::Pending, |finding| finding.state),
                     reason: finding.and_then(|finding| finding.reason.clone()),
@@ -76,7 +76,8 @@ impl Engine {
 
     /// Of all backends that ever were.
     fn total_traffic(&self) -> Traffic {
-        let here = self.planner.services().values().flat_map(|service| &service.backends).map(|backend| backend.id);
+        let here =
+            self.planner.services().values().flat_map(|service| &service.backends).map(|backend| backend.value.id);
         let ids = here.chain(self.planner.leaving().keys().copied());
         ids.fold(self.gone_total, |sum, id| sum + self.traffic_of(id))
     }

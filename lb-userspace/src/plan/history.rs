@@ -134,6 +134,12 @@ impl SlotTable {
         }
     }
 
+    /// Lists that the table may have from now on; never less than before.
+    pub fn allow(&mut self, lists: u16) {
+        self.limits.lists = self.limits.lists.max(lists);
+        self.lists.allow(self.limits.lists);
+    }
+
     /// Number of slots.
     pub const fn size(&self) -> TableSize {
         self.size

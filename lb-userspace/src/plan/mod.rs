@@ -7,3 +7,4 @@ pub mod ops;
 pub mod planner;
 pub mod ranges;
 pub mod room;
+pub mod service;

@@ -1,7 +1,7 @@
 //! What must be written to the maps, in order.
 
 use lb_common::{
-    abi::{Backend, Endpoint, Service, ServiceKey, Slot},
+    abi::{Backend, Endpoint, History, Service, ServiceKey, Slot},
     address::Address,
 };
 
@@ -28,6 +28,20 @@ pub enum MapOp {
         offset: u32,
         /// Slots.
         slots: Vec<Slot>,
+    },
+    /// `maglev`, slots that are in use: each is written as one word.
+    UpdateSlots {
+        /// First slot of the table.
+        offset: u32,
+        /// By number in the table.
+        slots: Vec<(u32, Slot)>,
+    },
+    /// `histories`, an entry that no slot refers to yet.
+    WriteHistory {
+        /// Entry.
+        at: u32,
+        /// Earlier owners.
+        value: History,
     },
     /// `backend_vips`.
     SetBackendVip {

@@ -8,17 +8,15 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{
-    abi::{self, ServiceKey, backend_flags, endpoint_flags, service_flags},
-    checksum,
-};
+use lb_common::abi::{self, ServiceKey, endpoint_flags};
 use thiserror::Error;
 
 use super::{
     ids::Ids,
-    maglev::{self, TableSize},
+    maglev,
     ops::MapOp,
-    ranges::{Epoch, Range, Ranges},
+    ranges::{Epoch, Ranges},
+    service::{InstalledService, history_entries},
 };
 use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot};
 
@@ -96,29 +94,6 @@ pub enum PlanError {
     },
 }
 
-/// A service as the maps hold it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InstalledService {
-    /// Value in `services`.
-    pub value: abi::Service,
-    /// Its range of `backends`, in the order of the configuration.
-    pub backends: Vec<abi::Backend>,
-    /// Slots of each backend.
-    pub shares: Vec<u32>,
-    endpoints: Vec<EndpointKey>,
-    size: TableSize,
-    slots: Option<Range>,
-    backend_range: Option<Range>,
-    table_of: Vec<maglev::Member>,
-}
-
-impl InstalledService {
-    /// Whether this endpoint is one of its backends.
-    pub fn has(&self, endpoint: &EndpointKey) -> bool {
-        self.endpoints.contains(endpoint)
-    }
-}
-
 /// A pod's (address, protocol, port) as the maps hold it, whichever services have it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstalledEndpoint {
@@ -127,7 +102,7 @@ pub struct InstalledEndpoint {
     /// Value in `endpoints`, where the return path is concerned with it.
     pub value: Option<abi::Endpoint>,
     /// What is the same in every service that has it: the backend without its id and flags.
-    way: abi::Backend,
+    pub(super) way: abi::Backend,
     /// Services that have it, the oldest first.
     services: Vec<VipKey>,
 }
@@ -139,21 +114,25 @@ pub struct Retired {
     pub backends: Vec<(u32, VipKey)>,
     /// Endpoint ids.
     pub endpoints: Vec<u32>,
+    /// Service ids.
+    pub services: Vec<u32>,
 }
 
 /// What is installed, and how to get from there to what is wanted.
 #[derive(Clone, Debug)]
 pub struct Planner {
-    capacities: Capacities,
-    services: BTreeMap<VipKey, InstalledService>,
-    endpoints: BTreeMap<EndpointKey, InstalledEndpoint>,
+    pub(super) capacities: Capacities,
+    pub(super) services: BTreeMap<VipKey, InstalledService>,
+    pub(super) endpoints: BTreeMap<EndpointKey, InstalledEndpoint>,
     tx_ports: BTreeMap<u32, u32>,
     vips: BTreeMap<IpAddr, u32>,
-    backend_ids: Ids,
+    pub(super) service_ids: Ids,
+    pub(super) backend_ids: Ids,
     endpoint_ids: Ids,
     tx_port_ids: Ids,
-    slots: Ranges,
-    backend_ranges: Ranges,
+    pub(super) slots: Ranges,
+    pub(super) histories: Ranges,
+    pub(super) backend_ranges: Ranges,
     /// Backends that are gone and whose ids rest, by id.
     leaving: BTreeMap<u32, VipKey>,
 }
@@ -167,10 +146,12 @@ impl Planner {
             endpoints: BTreeMap::new(),
             tx_ports: BTreeMap::new(),
             vips: BTreeMap::new(),
+            service_ids: Ids::new(capacities.services),
             backend_ids: Ids::new(capacities.backends),
             endpoint_ids: Ids::new(capacities.backends),
             tx_port_ids: Ids::new(capacities.backends),
             slots: Ranges::new(capacities.maglev_slots),
+            histories: Ranges::new(history_entries(capacities.maglev_slots)),
             backend_ranges: Ranges::new(backend_entries(&capacities)),
             leaving: BTreeMap::new(),
         }
@@ -201,11 +182,17 @@ impl Planner {
     pub fn retire(&mut self, now: Duration) -> Retired {
         let before = now.saturating_sub(GRACE);
         self.slots.release_before(epoch(before));
+        self.histories.release_before(epoch(before));
+        self.release_tables(before);
         self.backend_ranges.release_before(epoch(before));
         self.tx_port_ids.release_before(before);
         let backends = self.backend_ids.release_before(before);
         let backends = backends.into_iter().filter_map(|id| Some((id, self.leaving.remove(&id)?)));
-        Retired { backends: backends.collect(), endpoints: self.endpoint_ids.release_before(before) }
+        Retired {
+            backends: backends.collect(),
+            endpoints: self.endpoint_ids.release_before(before),
+            services: self.service_ids.release_before(before),
+        }
     }
 
     /// The writes that bring the maps to `snapshot`. On an error nothing is planned and nothing changed.
@@ -229,22 +216,14 @@ impl Planner {
         for key in gone {
             let Some(service) = self.services.remove(&key) else { continue };
             steps.hide.push(MapOp::RemoveService { key: key.to_abi() });
-            for backend in &service.backends {
-                self.free_backend(backend.id, key, steps);
-            }
-            for (ranges, range) in [(&mut self.slots, service.slots), (&mut self.backend_ranges, service.backend_range)]
-            {
-                if let Some(range) = range {
-                    ranges.free(range, epoch(steps.now));
-                }
-            }
+            self.free_service(key, &service, steps);
             for endpoint in self.endpoints.values_mut() {
                 endpoint.services.retain(|service| *service != key);
             }
         }
     }
 
-    fn free_backend(&mut self, id: u32, service: VipKey, steps: &Steps) {
+    pub(super) fn free_backend(&mut self, id: u32, service: VipKey, steps: &Steps) {
         self.leaving.insert(id, service);
         self.backend_ids.free(id, steps.now);
     }
@@ -321,7 +300,7 @@ impl Planner {
         Ok(())
     }
 
-    fn full_backends(&self) -> PlanError {
+    pub(super) fn full_backends(&self) -> PlanError {
         PlanError::Full { what: "another backend", key: "capacities.backends", capacity: self.capacities.backends }
     }
 
@@ -346,139 +325,12 @@ impl Planner {
         Ok(())
     }
 
-    fn write_service(
-        &mut self,
-        service: &Service,
-        replies: &BTreeMap<VipKey, ReplyMode>,
-        steps: &mut Steps,
-    ) -> Result<(), PlanError> {
-        let key = vip_key(service);
-        let old = self.services.remove(&key);
-        if old.is_none() && self.services.len() >= self.capacities.services as usize {
-            let capacity = self.capacities.services;
-            return Err(PlanError::Full { what: "another service", key: "capacities.services", capacity });
-        }
-        let endpoints: Vec<EndpointKey> = service.backends.iter().map(|b| EndpointKey::of(service, b)).collect();
-        let backends = self.backends(service, &endpoints, old.as_ref(), replies, steps)?;
-        let table_of: Vec<maglev::Member> = service.backends.iter().map(table_member).collect();
-        let mut installed = match &old {
-            Some(old) if old.table_of == table_of && old.endpoints == endpoints => old.clone(),
-            old => self.new_table(old.as_ref(), table_of, steps)?,
-        };
-        installed.endpoints = endpoints;
-        if installed.slots.is_some() && old.as_ref().is_none_or(|o| o.backends != backends || o.slots.is_none()) {
-            let range = self.backend_ranges.allocate(backends.len().next_power_of_two() as u32);
-            let range = range.ok_or_else(|| self.full_backends())?;
-            if let Some(before) = old.as_ref().and_then(|old| old.backend_range) {
-                self.backend_ranges.free(before, epoch(steps.now));
-            }
-            steps.prepare.push(MapOp::WriteBackends { offset: range.offset, backends: backends.clone() });
-            (installed.value.backends, installed.value.backends_count) = (range.offset, backends.len() as u16);
-            installed.backend_range = Some(range);
-        }
-        installed.backends = backends;
-        installed.value.flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
-        if old.is_none_or(|old| old.value != installed.value) {
-            steps.show.push(MapOp::SetService { key: key.to_abi(), value: installed.value });
-        }
-        self.services.insert(key, installed);
-        Ok(())
-    }
-
-    /// The service's backends as its range is to hold them; who stays keeps his id.
-    fn backends(
-        &mut self,
-        service: &Service,
-        endpoints: &[EndpointKey],
-        old: Option<&InstalledService>,
-        replies: &BTreeMap<VipKey, ReplyMode>,
-        steps: &mut Steps,
-    ) -> Result<Vec<abi::Backend>, PlanError> {
-        let key = vip_key(service);
-        let mut known: BTreeMap<EndpointKey, u32> = old
-            .map(|old| old.endpoints.iter().copied().zip(old.backends.iter().map(|backend| backend.id)).collect())
-            .unwrap_or_default();
-        let mut backends = Vec::with_capacity(endpoints.len());
-        for endpoint in endpoints {
-            let id = match known.remove(endpoint) {
-                Some(id) => id,
-                None => {
-                    let id = self.backend_ids.take().ok_or_else(|| self.full_backends())?;
-                    steps.prepare.push(MapOp::ClearBackendCounters { id });
-                    steps.prepare.push(MapOp::SetBackendVip { id, key: key.to_abi() });
-                    id
-                }
-            };
-            let Some(installed) = self.endpoints.get(endpoint) else { continue };
-            let is_default = default_service(installed, replies).is_none_or(|default| default == key);
-            let record = service.replies == ReplyMode::Static && !is_default;
-            let flags = if record { backend_flags::RECORD } else { 0 };
-            let address_change =
-                checksum::change_address(key.address.into(), installed.way.address, key.address.is_ipv4());
-            backends.push(abi::Backend { id, flags, address_change, ..installed.way });
-        }
-        for id in known.into_values() {
-            self.free_backend(id, key, steps);
-        }
-        Ok(backends)
-    }
-
-    /// A table in a fresh range; the old range stays until no program can hold it. Without a backend that takes
-    /// connections there is none, and what the old one led to is given up.
-    fn new_table(
-        &mut self,
-        old: Option<&InstalledService>,
-        table_of: Vec<maglev::Member>,
-        steps: &mut Steps,
-    ) -> Result<InstalledService, PlanError> {
-        let serving = table_of.iter().any(|member| member.weight != 0);
-        let smallest = maglev::table_size(table_of.iter().map(|member| member.weight));
-        // A table never shrinks: its size is part of what keeps flows where they are.
-        let size = old.map_or(smallest, |old| old.size.max(smallest));
-        let mut installed = InstalledService {
-            value: abi::Service::default(),
-            backends: Vec::new(),
-            shares: vec![0; table_of.len()],
-            endpoints: Vec::new(),
-            size,
-            slots: None,
-            backend_range: None,
-            table_of,
-        };
-        if let Some(range) = old.and_then(|old| old.slots) {
-            self.slots.free(range, epoch(steps.now));
-        }
-        if serving {
-            let capacity = self.capacities.maglev_slots;
-            let full = PlanError::Full { what: "a Maglev table", key: "capacities.maglevSlots", capacity };
-            let range = self.slots.allocate(size.slots() as u32).ok_or(full)?;
-            let owners = maglev::owners(&installed.table_of, size);
-            for owner in &owners {
-                installed.shares[usize::from(*owner)] += 1;
-            }
-            let table = owners.iter().map(|&owner| abi::Slot { owner, history: 0 }).collect();
-            steps.prepare.push(MapOp::WriteSlots { offset: range.offset, slots: table });
-            (installed.value.slots, installed.value.slots_log2) = (range.offset, size.bits() as u8);
-            installed.slots = Some(range);
-            if let Some(old) = old.filter(|old| old.slots.is_some()) {
-                (installed.value.backends, installed.value.backends_count) =
-                    (old.value.backends, old.value.backends_count);
-                installed.backend_range = old.backend_range;
-            }
-        } else if let Some(range) = old.and_then(|old| old.backend_range) {
-            self.backend_ranges.free(range, epoch(steps.now));
-        }
-        Ok(installed)
-    }
-
     fn write_endpoints(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
         let replies: BTreeMap<VipKey, ReplyMode> = snapshot.services.iter().map(|s| (vip_key(s), s.replies)).collect();
-        let backends_of = |(vip, service): (&VipKey, &InstalledService)| {
-            let ids = service.backends.iter().map(|backend| backend.id);
-            let (vip, endpoints) = (*vip, service.endpoints.clone());
-            endpoints.into_iter().zip(ids).map(move |(endpoint, id)| ((vip, endpoint), id)).collect::<Vec<_>>()
-        };
-        let ids: HashMap<(VipKey, EndpointKey), u32> = self.services.iter().flat_map(backends_of).collect();
+        let mut ids: HashMap<(VipKey, EndpointKey), u32> = HashMap::new();
+        for (vip, service) in &self.services {
+            ids.extend(service.backends.iter().map(|backend| ((*vip, backend.endpoint), backend.value.id)));
+        }
         for (key, installed) in &mut self.endpoints {
             let value = default_service(installed, &replies).and_then(|default| {
                 Some(abi::Endpoint {
@@ -533,12 +385,12 @@ impl Planner {
 
 /// Writes by the phase in which they are applied.
 #[derive(Default)]
-struct Steps {
-    now: Duration,
+pub(super) struct Steps {
+    pub(super) now: Duration,
     hide: Vec<MapOp>,
-    prepare: Vec<MapOp>,
+    pub(super) prepare: Vec<MapOp>,
     endpoints: Vec<MapOp>,
-    show: Vec<MapOp>,
+    pub(super) show: Vec<MapOp>,
     remove: Vec<MapOp>,
 }
 
@@ -551,13 +403,13 @@ pub(super) fn vip_key(service: &Service) -> VipKey {
     VipKey { address: service.vip, protocol: service.protocol, port: service.port }
 }
 
-fn table_member(backend: &Backend) -> maglev::Member {
+pub(super) fn table_member(backend: &Backend) -> maglev::Member {
     let weight = if backend.drain { 0 } else { backend.weight };
     maglev::Member { identity: (backend.address, backend.port), weight }
 }
 
 /// Whose replies an endpoint's are where no record says otherwise: the oldest static service, else the oldest recorded.
-fn default_service(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>) -> Option<VipKey> {
+pub(super) fn default_service(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>) -> Option<VipKey> {
     let of_mode = |mode| endpoint.services.iter().find(|service| replies.get(service) == Some(&mode)).copied();
     of_mode(ReplyMode::Static).or_else(|| of_mode(ReplyMode::Recorded))
 }
@@ -575,7 +427,7 @@ fn flags_of(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>)
 }
 
 /// Ranges count time in milliseconds.
-const fn epoch(now: Duration) -> Epoch {
+pub(super) const fn epoch(now: Duration) -> Epoch {
     Epoch(now.as_millis() as u64)
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb_common::{
     abi::{
-        ABI_VERSION, Backend, Endpoint, Limit, NO_NETNS, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot,
+        ABI_VERSION, Backend, Endpoint, History, Limit, NO_NETNS, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot,
         backend_flags, endpoint_flags, protocol, rung, service_flags,
     },
     address::Address,
@@ -23,6 +23,8 @@ pub struct Content {
     pub vips: Vec<Address>,
     /// Map `maglev`, whole blocks.
     pub slots: Vec<Slot>,
+    /// Map `histories`.
+    pub histories: Vec<History>,
     /// Map `backends`.
     pub backends: Vec<Backend>,
     /// Which elements of `tx_ports` have an interface.
@@ -179,6 +181,7 @@ impl Content {
             services: Vec::new(),
             vips: Vec::new(),
             slots: Vec::new(),
+            histories: vec![History::default()],
             backends: Vec::new(),
             ports: (0..MTUS.len()).map(|i| i as u32 != hop::GONE).collect(),
             endpoints: Vec::new(),

@@ -75,6 +75,10 @@ impl Lists {
         Self { limit, long: 0, resting: 0, entries, by_content, free }
     }
 
+    pub(super) const fn allow(&mut self, limit: u16) {
+        self.limit = limit;
+    }
+
     /// The list behind a reference.
     pub(super) fn get(&self, reference: u16) -> List {
         match reference {

@@ -1,0 +1,364 @@
+//! One service's part of the maps: its backends side by side, its slots with their histories.
+//!
+//! What programs read is never changed under them in a way that contradicts the service's entry: where a slot moves,
+//! the slot alone is written, as one word; where the place of anything changes, backends and slots are written to fresh
+//! ranges and the entry switches to both at once.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::{
+    abi::{self, History, backend_flags, service_flags},
+    checksum,
+};
+
+use super::{
+    history::{Change, Limits, List, OWNERS_MAX, Position, Positions, SlotTable, by_position},
+    maglev::{self, TableSize},
+    ops::MapOp,
+    planner::{EndpointKey, PlanError, Planner, Steps, VipKey, default_service, epoch, table_member, vip_key},
+    ranges::Range,
+};
+use crate::model::{Protocol, ReplyMode, Service};
+
+/// A service as the maps hold it.
+#[derive(Clone, Debug)]
+pub struct InstalledService {
+    /// Value in `services`.
+    pub value: abi::Service,
+    /// Its backends, in the order of the configuration.
+    pub backends: Vec<InstalledBackend>,
+    positions: Positions,
+    /// Shared by copies of the planner: a plan that fails must leave the table as it was.
+    table: Option<Table>,
+    /// Kept when the table goes: a table never shrinks.
+    size: Option<TableSize>,
+    table_of: Vec<maglev::Member>,
+}
+
+/// A backend of one service as the maps hold it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstalledBackend {
+    /// The pod's (address, protocol, port).
+    pub endpoint: EndpointKey,
+    /// Value in `backends`.
+    pub value: abi::Backend,
+    /// Where in the service's range.
+    pub position: Position,
+    /// Slots that it owns.
+    pub share: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Table {
+    slots: Arc<SlotTable>,
+    slot_range: Range,
+    history_range: Option<Range>,
+    backend_range: Range,
+    /// What stands in the range of backends.
+    backends: Vec<abi::Backend>,
+}
+
+impl InstalledService {
+    /// Whether this endpoint is one of its backends.
+    pub fn has(&self, endpoint: &EndpointKey) -> bool {
+        self.backends.iter().any(|backend| backend.endpoint == *endpoint)
+    }
+
+    /// The slots and their histories, where it has a table.
+    pub fn slots(&self) -> Option<&SlotTable> {
+        self.table.as_ref().map(|table| &*table.slots)
+    }
+}
+
+/// Lists that a table of this size may have: as many as its share of the map.
+const fn lists_of(size: TableSize) -> u16 {
+    let lists = size.slots() as u32 / SLOTS_PER_LIST;
+    if lists > u16::MAX as u32 { u16::MAX } else { lists as u16 }
+}
+
+/// Slots of which two in three could have moved in different ways would not fit; simulated services stay far below.
+const SLOTS_PER_LIST: u32 = 16;
+
+/// Entries of `histories`: the share of each table, rounded up to powers of two.
+pub const fn history_entries(maglev_slots: u32) -> u32 {
+    if maglev_slots < SLOTS_PER_LIST { 1 } else { maglev_slots / SLOTS_PER_LIST }
+}
+
+impl Planner {
+    pub(super) fn write_service(
+        &mut self,
+        service: &Service,
+        replies: &BTreeMap<VipKey, ReplyMode>,
+        steps: &mut Steps,
+    ) -> Result<(), PlanError> {
+        let key = vip_key(service);
+        let old = self.services.remove(&key);
+        let mut next = match old.clone() {
+            Some(old) => old,
+            None => self.new_service()?,
+        };
+        let identities: Vec<_> = service.backends.iter().map(|backend| (backend.address, backend.port)).collect();
+        let positions = next.positions.update(&identities, steps.now).map_err(|_| self.full_backends())?;
+        next.backends = self.backends(service, &positions, old.as_ref(), replies, steps)?;
+        let table_of: Vec<maglev::Member> = service.backends.iter().map(table_member).collect();
+        let serves = table_of.iter().any(|member| member.weight != 0);
+        if next.table.is_some() && !service.backends.is_empty() || serves {
+            let same = next.table.is_some() && next.table_of == table_of;
+            next.table_of = table_of;
+            self.write_table(&mut next, service.protocol, same, &positions, steps)?;
+        } else {
+            next.table_of = table_of;
+            if let Some(table) = next.table.take() {
+                self.free_table(&table, steps.now);
+            }
+            next.value = abi::Service { id: next.value.id, ..abi::Service::default() };
+        }
+        next.value.flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
+        if old.is_none_or(|old| old.value != next.value) {
+            steps.show.push(MapOp::SetService { key: key.to_abi(), value: next.value });
+        }
+        self.services.insert(key, next);
+        Ok(())
+    }
+
+    fn new_service(&mut self) -> Result<InstalledService, PlanError> {
+        let capacity = self.capacities.services;
+        let full = PlanError::Full { what: "another service", key: "capacities.services", capacity };
+        let id = self.service_ids.take().ok_or(full)?;
+        Ok(InstalledService {
+            value: abi::Service { id, ..abi::Service::default() },
+            backends: Vec::new(),
+            positions: Positions::default(),
+            table: None,
+            size: None,
+            table_of: Vec::new(),
+        })
+    }
+
+    /// The service's backends; who stays keeps his id.
+    fn backends(
+        &mut self,
+        service: &Service,
+        positions: &[Position],
+        old: Option<&InstalledService>,
+        replies: &BTreeMap<VipKey, ReplyMode>,
+        steps: &mut Steps,
+    ) -> Result<Vec<InstalledBackend>, PlanError> {
+        let key = vip_key(service);
+        let mut known: HashMap<EndpointKey, (u32, u32)> = old
+            .iter()
+            .flat_map(|old| &old.backends)
+            .map(|backend| (backend.endpoint, (backend.value.id, backend.share)))
+            .collect();
+        let mut backends = Vec::with_capacity(service.backends.len());
+        for (backend, &position) in service.backends.iter().zip(positions) {
+            let endpoint = EndpointKey::of(service, backend);
+            let (id, share) = match known.remove(&endpoint) {
+                Some(known) => known,
+                None => {
+                    let id = self.backend_ids.take().ok_or_else(|| self.full_backends())?;
+                    steps.prepare.push(MapOp::ClearBackendCounters { id });
+                    steps.prepare.push(MapOp::SetBackendVip { id, key: key.to_abi() });
+                    (id, 0)
+                }
+            };
+            let Some(installed) = self.endpoints.get(&endpoint) else { continue };
+            let is_default = default_service(installed, replies).is_none_or(|default| default == key);
+            let record = service.replies == ReplyMode::Static && !is_default;
+            let flags = if record { backend_flags::RECORD } else { 0 };
+            let is_v4 = key.address.is_ipv4();
+            let address_change = checksum::change_address(key.address.into(), installed.way.address, is_v4);
+            let value = abi::Backend { id, flags, address_change, ..installed.way };
+            backends.push(InstalledBackend { endpoint, value, position, share });
+        }
+        for (id, _) in known.into_values() {
+            self.free_backend(id, key, steps);
+        }
+        Ok(backends)
+    }
+
+    fn write_table(
+        &mut self,
+        service: &mut InstalledService,
+        protocol: Protocol,
+        same: bool,
+        positions: &[Position],
+        steps: &mut Steps,
+    ) -> Result<(), PlanError> {
+        let smallest = maglev::table_size(service.table_of.iter().map(|member| member.weight));
+        let size = service.size.map_or(smallest, |size| size.max(smallest));
+        service.size = Some(size);
+        // Nothing but a connection is kept where it was.
+        let owners = if protocol == Protocol::Tcp { OWNERS_MAX } else { 0 };
+        let mut slots = match &service.table {
+            Some(table) => Arc::clone(&table.slots),
+            None => Arc::new(SlotTable::new(size, Limits { lists: lists_of(size), owners })),
+        };
+        let change = if same {
+            Change::default()
+        } else {
+            let column = by_position(&maglev::owners(&service.table_of, size), positions);
+            let exists = |position| service.positions.contains(position);
+            let table = Arc::make_mut(&mut slots);
+            table.allow(lists_of(size));
+            table.change(&column, exists, steps.now)
+        };
+        if !same {
+            let mut shares = vec![0u32; service.positions.end()];
+            for slot in slots.slots().iter().filter(|slot| slot.owner != abi::NO_OWNER) {
+                shares[usize::from(slot.owner)] += 1;
+            }
+            for backend in &mut service.backends {
+                backend.share = shares[usize::from(backend.position.0)];
+            }
+        }
+        let in_place = service.table.as_ref().filter(|_| !change.grown).and_then(|table| fits(table, service));
+        match (in_place, service.table.take()) {
+            (Some(written), Some(mut table)) => {
+                for (at, backend) in written {
+                    let offset = table.backend_range.offset + at as u32;
+                    steps.prepare.push(MapOp::WriteBackends { offset, backends: vec![backend] });
+                    table.backends[at] = backend;
+                }
+                let histories = table.history_range.map_or(0, |range| range.offset);
+                steps.prepare.extend(change.lists.iter().map(|(place, list)| write_history(histories, *place, list)));
+                if !change.slots.is_empty() {
+                    steps.show.push(MapOp::UpdateSlots { offset: table.slot_range.offset, slots: change.slots });
+                }
+                table.slots = slots;
+                service.table = Some(table);
+            }
+            (None, Some(mut table)) if !change.grown && change.slots.is_empty() => {
+                let (range, backends) = self.fresh_backends(service, steps)?;
+                self.backend_ranges.free(std::mem::replace(&mut table.backend_range, range), epoch(steps.now));
+                table.backends = backends;
+                service.table = Some(table);
+            }
+            (_, old) => {
+                let fresh = self.fresh_table(service, slots, steps)?;
+                if let Some(old) = old {
+                    self.free_table(&old, steps.now);
+                }
+                service.table = Some(fresh);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything in fresh ranges; the old ones stay until no program can hold them.
+    fn fresh_table(
+        &mut self,
+        service: &mut InstalledService,
+        slots: Arc<SlotTable>,
+        steps: &mut Steps,
+    ) -> Result<Table, PlanError> {
+        let capacity = self.capacities.maglev_slots;
+        let full = PlanError::Full { what: "a Maglev table", key: "capacities.maglevSlots", capacity };
+        let size = slots.size();
+        let slot_range = self.slots.allocate(size.slots() as u32).ok_or_else(|| full.clone())?;
+        let history_range = self.histories.allocate(u32::from(lists_of(size)).max(1)).ok_or(full)?;
+        let (backend_range, backends) = self.fresh_backends(service, steps)?;
+        steps.prepare.extend(slots.lists().map(|(place, list)| write_history(history_range.offset, place, &list)));
+        steps.prepare.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots().to_vec() });
+        service.value.slots = slot_range.offset;
+        service.value.slots_log2 = size.bits() as u8;
+        service.value.histories = history_range.offset;
+        Ok(Table { slots, slot_range, history_range: Some(history_range), backend_range, backends })
+    }
+
+    fn fresh_backends(
+        &mut self,
+        service: &mut InstalledService,
+        steps: &mut Steps,
+    ) -> Result<(Range, Vec<abi::Backend>), PlanError> {
+        let end = service.positions.end().max(1).next_power_of_two();
+        let range = self.backend_ranges.allocate(end as u32).ok_or_else(|| self.full_backends())?;
+        let mut backends = vec![abi::Backend::default(); end];
+        for backend in &service.backends {
+            backends[usize::from(backend.position.0)] = backend.value;
+        }
+        steps.prepare.push(MapOp::WriteBackends { offset: range.offset, backends: backends.clone() });
+        service.value.backends = range.offset;
+        service.value.backends_count = end.min(usize::from(u16::MAX)) as u16;
+        Ok((range, backends))
+    }
+
+    /// Takes a removed service's ids and ranges back.
+    pub(super) fn free_service(&mut self, key: VipKey, service: &InstalledService, steps: &Steps) {
+        self.service_ids.free(service.value.id, steps.now);
+        for backend in &service.backends {
+            self.free_backend(backend.value.id, key, steps);
+        }
+        if let Some(table) = &service.table {
+            self.free_table(table, steps.now);
+        }
+    }
+
+    fn free_table(&mut self, table: &Table, now: Duration) {
+        self.slots.free(table.slot_range, epoch(now));
+        self.backend_ranges.free(table.backend_range, epoch(now));
+        if let Some(range) = table.history_range {
+            self.histories.free(range, epoch(now));
+        }
+    }
+
+    /// What of the tables' own rested until `before` is free again.
+    pub(super) fn release_tables(&mut self, before: Duration) {
+        for service in self.services.values_mut() {
+            let Some(table) = &mut service.table else { continue };
+            let slots = Arc::make_mut(&mut table.slots);
+            slots.release_before(before);
+            service.positions.release_before(before, |position| slots.refers_to(position));
+        }
+    }
+
+    /// A pod has listed its connections at `listed_at`: slots where it has none, by what `has_connection` says of a
+    /// slot's number, do not ask it any more.
+    pub fn prune(
+        &mut self,
+        service: &VipKey,
+        position: Position,
+        listed_at: Duration,
+        has_connection: impl Fn(u32) -> bool,
+        now: Duration,
+    ) -> Vec<MapOp> {
+        let Some(table) = self.services.get_mut(service).and_then(|service| service.table.as_mut()) else {
+            return Vec::new();
+        };
+        let change = Arc::make_mut(&mut table.slots).prune(position, listed_at, has_connection, now);
+        let histories = table.history_range.map_or(0, |range| range.offset);
+        let mut ops: Vec<MapOp> =
+            change.lists.iter().map(|(place, list)| write_history(histories, *place, list)).collect();
+        if !change.slots.is_empty() {
+            ops.push(MapOp::UpdateSlots { offset: table.slot_range.offset, slots: change.slots });
+        }
+        ops
+    }
+}
+
+/// The entries of backends to be written where they stand: those that nothing refers to yet. `None` where one that
+/// programs may be reading differs, or one has no room.
+fn fits(table: &Table, service: &InstalledService) -> Option<Vec<(usize, abi::Backend)>> {
+    let mut written = Vec::new();
+    for backend in &service.backends {
+        let at = usize::from(backend.position.0);
+        let there = table.backends.get(at)?;
+        if *there == backend.value {
+            continue;
+        }
+        if table.slots.refers_to(backend.position) {
+            return None;
+        }
+        written.push((at, backend.value));
+    }
+    Some(written)
+}
+
+fn write_history(offset: u32, place: u16, list: &List) -> MapOp {
+    let value = History { count: list.count, owners: list.owners };
+    MapOp::WriteHistory { at: offset + u32::from(place), value }
+}
