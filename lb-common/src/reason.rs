@@ -59,8 +59,8 @@ pub enum Reason {
     RecordWithoutService,
     /// From outside, with the source address by which `sluice_xdp` marks its own: dropped.
     ForeignMark,
-    /// To a VIP, from an address that is a VIP too, which nobody outside can have: dropped.
-    SourceIsVip,
+    /// A reply to an address that is a VIP, whose packet was forged: dropped.
+    ReplyToVip,
     /// A segment of a connection that came another way, with the addresses of a service that has no such: dropped.
     ForeignSession,
     /// A segment of no connection, to a service that is not the default of its pods' port: refused by a RST.
@@ -131,7 +131,7 @@ impl Reason {
             "foreign_mark",
             "From outside, with the source address by which sluice_xdp marks its own: dropped",
         ),
-        (Self::SourceIsVip, "source_is_vip", "To a VIP, from a VIP's address, which nobody outside can have: dropped"),
+        (Self::ReplyToVip, "reply_to_vip", "A reply to a VIP, as what was forged asks for: dropped"),
         (Self::ForeignSession, "foreign_session", "Of a connection that reached its pod in another way: dropped"),
         (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
         (Self::BrokenHistory, "broken_history", "Beside the packet's own reason: its slot's history is not there"),

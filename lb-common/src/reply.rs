@@ -113,6 +113,10 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
             _ => return Reply::Drop(Reason::RecordWithoutService),
         },
     };
+    // A service that answers anybody must not be made to talk to itself.
+    if tables.may_be_vip(headers.destination) && tables.is_vip(headers.destination) {
+        return Reply::Drop(Reason::ReplyToVip);
+    }
     if place == Place::Pod && headers.hops <= 1 {
         // The stack tells the pod.
         return Reply::Pass(Reason::TtlExceeded);

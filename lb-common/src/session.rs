@@ -4,7 +4,8 @@
 //! Nobody but a SYN makes or changes a record, and none that a living connection has: a forged packet moves nothing.
 
 use crate::{
-    abi::{Backend, Bypass, BypassKey, NO_BACKEND, backend_flags},
+    abi::{Backend, Bypass, BypassKey, NO_BACKEND, backend_flags, protocol},
+    address::Address,
     limiter::Class,
 };
 
@@ -30,6 +31,13 @@ impl Socket {
 
 /// What both directions ask and tell about connections.
 pub trait Sessions {
+    /// False only where the address is certainly no VIP; asked first, to be cheap.
+    #[inline(always)]
+    fn may_be_vip(&self, _address: Address) -> bool {
+        true
+    }
+    /// Whether the address is a VIP.
+    fn is_vip(&self, address: Address) -> bool;
     /// Whether an endpoint has any record in `bypasses`.
     fn has_bypasses(&self, endpoint: u32) -> bool;
     /// The record of a connection.
@@ -60,9 +68,10 @@ pub const fn opens(flags: u8) -> bool {
 
 /// Whether a client's segment may go to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
 pub enum Claim {
     /// Its replies will leave under the right address.
-    Granted,
+    Granted = 0,
     /// It opens a connection that must be recorded, and there is no room.
     Full,
     /// Of a connection that belongs to somebody else.
@@ -71,29 +80,62 @@ pub enum Claim {
     NoSession,
 }
 
-/// Sees to it that the replies of a client's connection leave under the VIP of this backend's service.
+/// A client's segment on its way to a backend.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Claimed {
+    /// Its connection.
+    pub key: BypassKey,
+    /// The backend's id.
+    pub backend: u32,
+    /// The backend's endpoint.
+    pub endpoint: u32,
+    /// The backend's network namespace.
+    pub netns_id: u32,
+    /// The backend's flags.
+    pub flags: u16,
+    /// 1 where it opens a connection.
+    pub opens: u16,
+}
+
+impl Claimed {
+    /// A segment of this connection to this backend.
+    #[inline(always)]
+    pub const fn new(key: BypassKey, backend: &Backend, opens: bool) -> Self {
+        let (flags, opens) = (backend.flags as u16, opens as u16);
+        Self { key, backend: backend.id, endpoint: backend.endpoint, netns_id: backend.netns_id, flags, opens }
+    }
+}
+
+/// Sees to it that the replies of a client's connection leave under the VIP of this backend's service. A datagram says
+/// nothing of whether it is the first: what came last through a service is answered from there.
 #[inline(always)]
-pub fn claim<S: Sessions>(sessions: &S, key: &BypassKey, backend: &Backend, opens: bool) -> Claim {
-    let is_recorded = backend.flags & backend_flags::RECORD != 0;
-    if !(is_recorded || opens && sessions.has_bypasses(backend.endpoint)) {
+pub fn claim<S: Sessions>(sessions: &S, claimed: &Claimed) -> Claim {
+    let Claimed { key, backend: id, endpoint, netns_id, .. } = claimed;
+    let opens = claimed.opens != 0;
+    if key.protocol != protocol::TCP {
+        return if sessions.record_bypass(key, *endpoint, *id) { Claim::Granted } else { Claim::Full };
+    }
+    let is_recorded = claimed.flags & backend_flags::RECORD as u16 != 0;
+    if !(is_recorded || opens && sessions.has_bypasses(*endpoint)) {
         return Claim::Granted;
     }
-    let wanted = if is_recorded { Some(backend.id) } else { None };
+    let wanted = if is_recorded { Some(*id) } else { None };
     let known = sessions.bypass(key).map(|bypass| bypass.backend);
     if known == wanted {
         return Claim::Granted;
     }
-    let socket = sessions.socket(backend.netns_id, key);
+    let socket = sessions.socket(*netns_id, key);
     match (opens, socket) {
         (false, Socket::Gone) => Claim::NoSession,
         (false, _) => Claim::Foreign,
         // The pod's kernel answers for the connection that it has, whoever sent this.
         (true, Socket::Living) => Claim::Granted,
         (true, _) if !is_recorded => {
-            sessions.forget_bypass(key, backend.endpoint);
+            sessions.forget_bypass(key, *endpoint);
             Claim::Granted
         }
-        (true, _) if sessions.record_bypass(key, backend.endpoint, backend.id) => Claim::Granted,
+        (true, _) if sessions.record_bypass(key, *endpoint, *id) => Claim::Granted,
         (true, _) => Claim::Full,
     }
 }

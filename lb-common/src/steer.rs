@@ -12,7 +12,7 @@ use crate::{
     mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
-    session::{self, Claim, Sessions, Socket},
+    session::{self, Claim, Claimed, Sessions, Socket},
 };
 
 /// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
@@ -77,16 +77,13 @@ pub struct Offer {
 
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
 pub trait Tables: Sessions {
-    /// False only where the address is certainly no VIP; asked first, to be cheap.
-    #[inline(always)]
-    fn may_be_vip(&self, _address: Address) -> bool {
-        true
-    }
     /// The service of this VIP, protocol and port; with port and protocol 0, the VIP itself.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// A slot of the Maglev array.
     fn slot(&self, index: u32) -> Option<Slot>;
-    /// [`offer`], where that must be done apart from the rest.
+    /// [`session::claim`], apart from the rest: what few packets need must not take registers from the others.
+    fn claim(&self, claimed: &Claimed) -> Claim;
+    /// [`offer`], apart from the rest.
     fn offer(&self, offer: &Offer) -> u16;
     /// Counts a slot whose history is not there.
     fn count_broken_history(&self);
@@ -163,8 +160,9 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     }
 }
 
+/// Whether an address is a VIP.
 #[inline(always)]
-fn is_vip<T: Tables>(tables: &T, address: Address) -> bool {
+pub fn is_vip<T: Tables>(tables: &T, address: Address) -> bool {
     tables.service(&ServiceKey::of_vip(address)).is_some()
 }
 
@@ -185,10 +183,6 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     };
     if service.backends_count == 0 {
         return answer::refuse(frame, tables, headers, Reason::NoBackend);
-    }
-    // Nobody has a VIP's address but this data plane, whose answers go to clients.
-    if tables.may_be_vip(headers.source) && is_vip(tables, headers.source) {
-        return Verdict::Drop(Reason::SourceIsVip);
     }
     if is_recorded_udp(headers, &service) {
         tables.expect_flow(headers.source, source_port);
@@ -216,9 +210,10 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     if headers.length > backend.mtu as usize {
         return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: backend.mtu });
     }
-    if (opens || backend.flags & backend_flags::RECORD != 0) && !is_recorded_udp(headers, &service) {
+    let is_recorded = backend.flags & backend_flags::RECORD != 0;
+    if (is_recorded || opens && tables.has_bypasses(backend.endpoint)) && !is_recorded_udp(headers, &service) {
         let key = connection(headers.source, source_port, headers.protocol, backend);
-        match claim(tables, &key, backend, opens) {
+        match tables.claim(&Claimed::new(key, backend, opens)) {
             Claim::Granted => {}
             Claim::Full => return Verdict::Drop(Reason::BypassesFull),
             Claim::Foreign => return Verdict::Drop(Reason::ForeignSession),
@@ -230,18 +225,6 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);
     }
     deliver(frame, headers, backend)
-}
-
-/// A datagram says nothing of whether it is the first: what came last through a service is answered from there.
-#[inline(always)]
-fn claim<T: Tables>(tables: &T, key: &BypassKey, backend: &Backend, opens: bool) -> Claim {
-    if key.protocol == protocol::TCP {
-        session::claim(tables, key, backend, opens)
-    } else if tables.record_bypass(key, backend.endpoint, backend.id) {
-        Claim::Granted
-    } else {
-        Claim::Full
-    }
 }
 
 #[inline(always)]

@@ -3,10 +3,10 @@
 #![no_main]
 #![expect(missing_docs, reason = "the program macros generate functions without documentation")]
 
+mod apart;
 mod egress;
 mod frame;
 mod maps;
-mod offer;
 mod uplink;
 
 use aya_ebpf::{
@@ -28,20 +28,26 @@ use crate::{
     maps::{Maps, count_reason, count_replied},
 };
 
+// The programs are inlined into the entry points that the macros make: else each begins with a call, which costs every
+// packet some 9 ns.
+
 /// Uplink, XDP: decides what happens to each frame that comes in.
 #[xdp(frags)]
+#[inline(always)]
 pub fn sluice_xdp(context: XdpContext) -> u32 {
     uplink::steer_frame(context.ctx)
 }
 
 /// Pod's host-side interface, tc ingress: replies get the VIP as their source and leave.
 #[classifier]
+#[inline(always)]
 pub fn sluice_return(context: TcContext) -> i32 {
     rewrite_reply(context.skb.skb, Place::Pod)
 }
 
 /// Pod's host-side interface, tc egress: records the connections that the stack delivers.
 #[classifier]
+#[inline(always)]
 pub fn sluice_bypass(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     record_bypass(&SkbFrame::new(skb), skb, Place::Pod)
@@ -49,6 +55,7 @@ pub fn sluice_bypass(context: TcContext) -> i32 {
 
 /// Uplink, tc ingress: hands frames to the pods of rung `peer`, records connections beside the VIPs of rung `stack`.
 #[classifier]
+#[inline(always)]
 pub fn sluice_uplink_in(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     let Some(ethernet) = link_header(skb) else { return TC_ACT_UNSPEC };
@@ -68,6 +75,7 @@ pub fn sluice_uplink_in(context: TcContext) -> i32 {
 
 /// Uplink, tc egress: replies of rung `stack` get the VIP as their source.
 #[classifier]
+#[inline(always)]
 pub fn sluice_uplink_out(context: TcContext) -> i32 {
     rewrite_reply(context.skb.skb, Place::Uplink)
 }

@@ -24,7 +24,7 @@ use lb_common::{
     limiter::{self, Class},
     reason::{REASONS, Reason},
     reply::ReturnTables,
-    session::{Sessions, Socket},
+    session::{Claim, Claimed, Sessions, Socket},
     steer::{Offer, Tables},
 };
 
@@ -232,12 +232,6 @@ pub fn count_replied(backend: u32, bytes: u64) {
 
 impl Tables for Maps {
     #[inline(always)]
-    fn may_be_vip(&self, address: Address) -> bool {
-        let (word, bit) = index::filter_position(address, self.table_seed);
-        self.vip_filter.words[word].load() >> bit & 1 == 0
-    }
-
-    #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         match index::probe(self.service_bucket(key)?, key) {
             Probe::Found(words) => {
@@ -269,8 +263,18 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn claim(&self, claimed: &Claimed) -> Claim {
+        match crate::apart::sluice_claim(self.context.cast(), claimed) {
+            0 => Claim::Granted,
+            1 => Claim::Full,
+            2 => Claim::Foreign,
+            _ => Claim::NoSession,
+        }
+    }
+
+    #[inline(always)]
     fn offer(&self, offer: &Offer) -> u16 {
-        crate::offer::sluice_offer(self.context.cast(), offer) as u16
+        crate::apart::sluice_offer(self.context.cast(), offer) as u16
     }
 
     #[inline(always)]
@@ -336,6 +340,17 @@ impl Tables for Maps {
 }
 
 impl Sessions for Maps {
+    #[inline(always)]
+    fn may_be_vip(&self, address: Address) -> bool {
+        let (word, bit) = index::filter_position(address, self.table_seed);
+        self.vip_filter.words[word].load() >> bit & 1 == 0
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: Address) -> bool {
+        crate::apart::sluice_is_vip(&address) != 0
+    }
+
     #[inline(always)]
     fn has_bypasses(&self, endpoint: u32) -> bool {
         ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0)

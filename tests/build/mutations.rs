@@ -115,10 +115,9 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "any segment records a connection",
         "steer",
-        "session::claim(tables, key, backend, opens)",
-        "session::claim(tables, key, backend, true)",
+        "tables.claim(&Claimed::new(key, backend, opens))",
+        "tables.claim(&Claimed::new(key, backend, true))",
     ),
-    ("a VIP may be a source", "steer", "return Verdict::Drop(Reason::SourceIsVip);", ""),
     (
         "a foreign segment is forwarded",
         "steer",

@@ -19,7 +19,7 @@ use lb_common::{
     mark::{self, Mark},
     reason::{REASONS, Reason},
     reply::ReturnTables,
-    session::{Sessions, Socket},
+    session::{self, Claim, Claimed, Sessions, Socket},
     steer::{self, Offer, Tables, Verdict},
     word::Word,
 };
@@ -272,6 +272,10 @@ impl Tables for World {
         self.content.slots.get(index as usize).copied()
     }
 
+    fn claim(&self, claimed: &Claimed) -> Claim {
+        session::claim(self, claimed)
+    }
+
     fn offer(&self, offer: &Offer) -> u16 {
         steer::offer(self, offer)
     }
@@ -323,6 +327,10 @@ impl Tables for World {
 }
 
 impl Sessions for World {
+    fn is_vip(&self, address: Address) -> bool {
+        steer::is_vip(self, address)
+    }
+
     fn has_bypasses(&self, endpoint: u32) -> bool {
         self.bypass_counts.get(endpoint as usize).is_some_and(|count| count.get() != 0)
     }

@@ -116,6 +116,11 @@ fn replies_of_static_services_come_from_the_default_vip() {
             ("another port", ends.from(backend::REDIRECT).tcp(8001, PORT), Passes(Reason::NotAReply)),
             ("another pod", ends.from(15).tcp(8000, PORT), Passes(Reason::NotAReply)),
             ("the last hop", ends.segment().hops(1), Passes(Reason::TtlExceeded)),
+            (
+                "a reply to a VIP",
+                Packet { destination: ends.vip(1).into(), ..ends.segment() },
+                Dropped(Reason::ReplyToVip),
+            ),
             ("an echo", ends.from(backend::REDIRECT).echo_request(), Passes(Reason::NotAReply)),
             ("a fragment", fragment(ends.segment()), Passes(Reason::NotAReply)),
             ("a pod of the stack", ends.from(backend::STACK).tcp(8004, PORT), Passes(Reason::NotAReply)),
