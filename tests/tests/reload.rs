@@ -100,7 +100,15 @@ fn an_uplink_that_is_gone_is_told_of_and_taken_again_when_it_is_back() -> Result
     agent.stop()
 }
 
-/// The table of a service never shrinks, so that there may be no room for a second one of its size.
+/// A configuration with more weight on the first backend of the service that stands `nth`.
+fn heavy(yaml: &str, nth: usize) -> String {
+    let mut parts: Vec<&str> = yaml.split("  - name: ").collect();
+    let changed = parts[nth + 1].replacen("weight: 1", "weight: 10", 1);
+    parts[nth + 1] = &changed;
+    parts.join("  - name: ")
+}
+
+/// The table of a service never shrinks, so that there may be no room for another one of its size.
 #[test]
 fn a_configuration_that_does_not_fit_the_maps_leaves_sessions_alone() -> Result<()> {
     if !available("reload") {
@@ -109,25 +117,28 @@ fn a_configuration_that_does_not_fit_the_maps_leaves_sessions_alone() -> Result<
     let mut lab = Lab::new("unfit", Options { pods: 3, ..Options::default() })?;
     lab.attach_router_program()?;
     let config = |services: Vec<Service>| {
-        let capacities = "capacities: {services: 8, backends: 8, maglevSlots: 4096, bypasses: 256, flows: 1024}\n";
+        let capacities = "capacities: {services: 8, backends: 16, maglevSlots: 8192, bypasses: 256, flows: 1024}\n";
         yaml(&lab, "native", services) + capacities
     };
-    let first = |pods: &[usize]| service(&lab, 1, pods, POD_PORT);
-    let second = || service(&lab, 2, &[1], POD_PORT + 1);
-    let third = || service(&lab, 3, &[2], POD_PORT + 2);
-    // With weights of 10 and 1 the first service has 2,048 slots, which it keeps.
-    let mut agent = Agent::start_with(&lab, &config(vec![first(&[0, 1])]).replacen("weight: 1", "weight: 10", 1))?;
-    wait_ready(&agent, 1)?;
-    agent.reload(&config(vec![first(&[0, 1]), second(), third()]))?;
-    wait_ready(&agent, 3)?;
-    let listener = conversation::listen(&lab.pods[2].namespace, POD_PORT + 2)?;
-    let mut session = Conversation::open(&lab.element, target(3), &listener)?;
+    let large = |last: u8| service(&lab, last, &[0, 1], POD_PORT + u16::from(last));
+    let all = |more: Vec<Service>| config([vec![large(1), large(2), large(3)], more].concat());
+    let with_session = || service(&lab, 4, &[2], POD_PORT);
+    // With weights of 10 and 1 each of the three in turn grows to 2,048 slots, which it keeps.
+    let mut agent = Agent::start_with(&lab, &heavy(&all(vec![with_session()]), 0))?;
+    for nth in 1..3 {
+        wait_ready(&agent, 4)?;
+        agent.reload(&heavy(&all(vec![with_session()]), nth))?;
+        agent.wait_status("the table to have grown", |status| {
+            (status["services"][nth]["slots"] == 2048).then_some(())
+        })?;
+    }
+    let listener = conversation::listen(&lab.pods[2].namespace, POD_PORT)?;
+    let mut session = Conversation::open(&lab.element, target(4), &listener)?;
 
-    agent.reload(&config(vec![first(&[1]), second()]))?;
+    agent.reload(&heavy(&all(vec![large(5), large(6)]), 3))?;
     agent.wait_status("the refusal in the status", |status| {
         status["lastError"].as_str().is_some_and(|error| error.contains("no room for a Maglev table")).then_some(())
     })?;
-    wait_ready(&agent, 3)?;
     session.exchange(Speaker::Pod)?;
     session.exchange(Speaker::Client)?;
     agent.stop()

@@ -6,6 +6,7 @@ pub mod mapped;
 pub mod object;
 pub mod probe;
 pub mod programs;
+mod signals;
 pub mod tables;
 
 use std::{io, path::PathBuf};

@@ -7,7 +7,7 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 
-use super::{DataPlaneError, capacity::Sizes};
+use super::{DataPlaneError, capacity::Sizes, signals::BlockedSignals};
 
 /// The object that `cargo xtask build` put into this program.
 #[cfg(sluice_ebpf_object)]
@@ -52,6 +52,7 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
             map.pin(&path).map_err(|source| DataPlaneError::Pin { path, source })?;
         }
     }
+    let _blocked = BlockedSignals::new();
     for name in XDP_PROGRAMS {
         xdp_named(&mut object, name)?.load().map_err(|source| loading(name, source))?;
     }
