@@ -7,4 +7,5 @@ pub mod packets;
 pub mod process;
 pub mod programs;
 pub mod scenario;
+pub mod survive;
 pub mod world;

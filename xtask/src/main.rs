@@ -36,6 +36,8 @@ enum Command {
     Demo(workspace::DemoOptions),
     /// Measure the data plane
     Bench(workspace::BenchOptions),
+    /// Hold TCP sessions through random changes of the backends, from many seeds
+    Survive(workspace::SurviveOptions),
     /// Check format, clippy and the repository's rules
     Lint,
 }
@@ -72,6 +74,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(options) => workspace::test(&options),
         Command::Demo(options) => workspace::demo(&options),
         Command::Bench(options) => workspace::bench(&options),
+        Command::Survive(options) => workspace::survive(&options),
         Command::Lint => lint::lint(),
     }
 }

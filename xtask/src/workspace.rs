@@ -46,6 +46,17 @@ pub struct DemoOptions {
     arguments: Vec<String>,
 }
 
+/// How sessions are tried.
+#[derive(Args)]
+pub struct SurviveOptions {
+    /// Seeds to run
+    #[arg(long, default_value_t = 20)]
+    seeds: u64,
+    /// Passed to the program
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
 /// How the benchmark runs.
 #[derive(Args)]
 pub struct BenchOptions {
@@ -152,6 +163,14 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     packages::install_missing()?;
     let check = options.check.then_some("--check");
     become_program("bench", check.into_iter().chain(options.arguments.iter().map(String::as_str)))
+}
+
+/// Tries whether sessions survive.
+pub fn survive(options: &SurviveOptions) -> Result<()> {
+    packages::install_missing()?;
+    let seeds = options.seeds.to_string();
+    let words = ["--seeds", seeds.as_str()];
+    become_program("survive", words.into_iter().chain(options.arguments.iter().map(String::as_str)))
 }
 
 fn become_program<'a>(binary: &str, arguments: impl Iterator<Item = &'a str>) -> Result<()> {

@@ -85,11 +85,28 @@ impl Conversation {
         Self::accepted(client, listener)
     }
 
+    /// As [`open`](Self::open), where any of several listeners may take the connection: also which one did.
+    pub fn open_any(from: &Namespace, target: SocketAddr, listeners: &[TcpListener]) -> Result<(Self, usize)> {
+        let client = from
+            .run(|| TcpStream::connect_timeout(&target, LIMIT))
+            .with_context(|| format!("cannot connect from {} to {target}", from.name()))?;
+        Self::accepted_by(client, listeners)
+    }
+
     fn accepted(client: TcpStream, listener: &TcpListener) -> Result<Self> {
-        let pod = wait_until("a connection at the pod", PATIENCE, || match listener.accept() {
-            Ok((stream, _)) => Ok(Some(stream)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error.into()),
+        Ok(Self::accepted_by(client, std::slice::from_ref(listener))?.0)
+    }
+
+    fn accepted_by(client: TcpStream, listeners: &[TcpListener]) -> Result<(Self, usize)> {
+        let (pod, at) = wait_until("a connection at the pod", PATIENCE, || {
+            for (at, listener) in listeners.iter().enumerate() {
+                match listener.accept() {
+                    Ok((stream, _)) => return Ok(Some((stream, at))),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(None)
         })?;
         for stream in [&client, &pod] {
             stream.set_nonblocking(false)?;
@@ -97,7 +114,7 @@ impl Conversation {
             stream.set_read_timeout(Some(LIMIT))?;
             stream.set_write_timeout(Some(LIMIT))?;
         }
-        Ok(Self { client, pod, said: 0 })
+        Ok((Self { client, pod, said: 0 }, at))
     }
 
     /// One line each way, `first` first.
