@@ -96,6 +96,10 @@ pub struct ServiceStatus {
     pub bytes: u64,
     /// Slots of the Maglev table; 0 without one.
     pub slots: u32,
+    /// Slots whose packets are offered to earlier owners.
+    pub moved_slots: u32,
+    /// Earlier owners that were dropped from a slot although their sessions may live, since the table was made.
+    pub dropped_owners: u64,
     /// Backends in the order of the configuration.
     pub backends: Vec<BackendStatus>,
 }

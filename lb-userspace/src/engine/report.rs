@@ -61,6 +61,7 @@ impl Engine {
             })
             .collect();
         let gone = self.gone_traffic(&key);
+        let table = installed.and_then(|installed| installed.slots());
         ServiceStatus {
             name: service.name.clone(),
             vip: service.vip,
@@ -70,6 +71,11 @@ impl Engine {
             packets: gone.packets + backends.iter().map(|backend| backend.packets).sum::<u64>(),
             bytes: gone.bytes + backends.iter().map(|backend| backend.bytes).sum::<u64>(),
             slots: installed.filter(|i| i.value.backends_count != 0).map_or(0, |i| 1 << i.value.slots_log2),
+            moved_slots: table.map_or(0, |table| table.moved() as u32),
+            dropped_owners: table.map_or(0, |table| {
+                let dropped = table.dropped();
+                dropped.overflows + dropped.silent_overflows + dropped.list_overflows
+            }),
             backends,
         }
     }
@@ -129,6 +135,10 @@ impl Engine {
         let used = |name: &str| match name {
             "services" => Some(self.planner.services().len()),
             "vips" => Some(self.planner.vips().len()),
+            "histories" => {
+                let tables = self.planner.services().values().filter_map(|service| service.slots());
+                Some(tables.map(|table| table.lists().count()).sum())
+            }
             "backend_counters" => Some(self.planner.services().values().map(|service| service.backends.len()).sum()),
             "endpoints" => Some(self.planner.endpoints().values().filter(|e| e.value.is_some()).count()),
             "bypasses" => Some(bypasses as usize),

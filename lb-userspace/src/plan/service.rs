@@ -80,8 +80,9 @@ const fn lists_of(size: TableSize) -> u16 {
     if lists > u16::MAX as u32 { u16::MAX } else { lists as u16 }
 }
 
-/// Slots of which two in three could have moved in different ways would not fit; simulated services stay far below.
-const SLOTS_PER_LIST: u32 = 16;
+/// Ten backends in 2,048 slots, in a simulation of everything that happens to them, had 469 lists at most
+/// (docs/steering.md); larger services have fewer for each slot.
+const SLOTS_PER_LIST: u32 = 4;
 
 /// Entries of `histories`: the share of each table, rounded up to powers of two.
 pub const fn history_entries(maglev_slots: u32) -> u32 {

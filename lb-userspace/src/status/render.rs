@@ -264,8 +264,13 @@ fn services(services: &[ServiceStatus]) -> Table {
             ReplyMode::None => "none",
         };
         let endpoint = SocketAddr::new(service.vip, service.port);
-        let heading =
-            format!("{} {endpoint}  {}  (replies {replies}, {} slots)", service.protocol, service.name, service.slots);
+        let moved = match (service.moved_slots, service.dropped_owners) {
+            (0, 0) => String::new(),
+            (moved, 0) => format!(", {moved} moved"),
+            (moved, dropped) => format!(", {moved} moved, {dropped} owners forgotten"),
+        };
+        let slots = format!("{} slots{moved}", service.slots);
+        let heading = format!("{} {endpoint}  {}  (replies {replies}, {slots})", service.protocol, service.name);
         lines.push(Line::Heading(
             cell(heading).styled(Style::Heading),
             vec![cell(count(service.packets)), cell(bytes(service.bytes))],

@@ -44,6 +44,8 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
         packets: 0,
         bytes: 0,
         slots: 0,
+        moved_slots: 0,
+        dropped_owners: 0,
         backends: Vec::new(),
     }
 }
@@ -95,6 +97,7 @@ fn sample() -> Status {
                 packets: 9_999,
                 bytes: 1_199_880,
                 slots: 512,
+                moved_slots: 40,
                 backends: vec![
                     BackendStatus {
                         drain: true,
@@ -151,7 +154,7 @@ UDP 198.51.100.10:162  snmp-traps  (replies recorded, 512 slots)                
   10.244.1.12:1162                 1   0.0%  -         test failed   veth0a1b2c3d        0       0 B
     └ redirect: the frame arrived and the pod's kernel did not answer within 1 s, which is what a
       pod whose interface is down looks like; peer: not tried
-TCP [2001:db8:100::12]:57400  telemetry  (replies static, 512 slots)                  9999  1.14 MiB
+TCP [2001:db8:100::12]:57400  telemetry  (replies static, 512 slots, 40 moved)        9999  1.14 MiB
   [2001:db8:244:1::41]:57400       1  50.0%  stack     draining      veth0a1b2c3d     9999  1.14 MiB
   [2001:db8:244:1::42]:57400    1000  50.0%  -         no interface  -                   0       0 B
 TCP 198.51.100.11:179  bgp  (replies static, 0 slots)                                    0       0 B
