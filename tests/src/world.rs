@@ -3,6 +3,7 @@
 
 pub mod content;
 pub mod frame;
+pub mod sockets;
 
 use std::{
     cell::{Cell, RefCell},
@@ -189,10 +190,12 @@ impl World {
         counter.bytes += bytes;
     }
 
-    /// Packets counted so far, under all reasons and backends.
+    /// Packets counted so far, under all backends and reasons but the one that is counted beside others.
     pub fn packets_counted(&self) -> u64 {
         let forwarded = self.backend_counters.borrow().iter().map(|traffic| traffic.packets).sum::<u64>();
-        forwarded + self.reasons.borrow().iter().map(|counter| counter.packets).sum::<u64>()
+        let reasons = self.reasons.borrow();
+        let counted = reasons.iter().map(|counter| counter.packets).sum::<u64>();
+        forwarded + counted - reasons[Reason::BrokenHistory.index() as usize].packets
     }
 
     /// Steers a frame by `steer` and does what `sluice_xdp` does with its verdict.

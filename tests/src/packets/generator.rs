@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use lb_common::mark;
 
 use super::{Checksum, Extension, Packet, QINQ, Transport, VLAN, flag, random::Random};
-use crate::world::content::{VIPS, pod, service_ports};
+use crate::world::{
+    content::{VIPS, moved, pod, service_ports},
+    sockets,
+};
 
 /// Longest IP packet.
 const LONGEST: usize = 65_535;
@@ -117,6 +120,9 @@ impl Generator {
         let family = self.random.below(2);
         let mut packet = Packet::from(self.source(family)).to(self.destination(family));
         self.fill_transport(&mut packet);
+        if self.random.one_in(3) {
+            self.aim_at_moved_slots(&mut packet, family);
+        }
         self.fill_network(&mut packet);
         self.fill_ethernet(&mut packet);
         self.fill_payload(&mut packet);
@@ -139,12 +145,21 @@ impl Generator {
         if random.one_in(25) {
             return random.pick(ODD_SOURCES[family]).parse().expect("an address");
         }
-        let client = random.below(24) as u8;
-        if family == 0 {
-            IpAddr::from([203, 0, 113, client])
+        sockets::client(family, random.below(24) as u8)
+    }
+
+    /// To a service whose slots have moved, from a client that may have a connection with one of its pods.
+    fn aim_at_moved_slots(&mut self, packet: &mut Packet, family: usize) {
+        let random = &mut self.random;
+        packet.source = sockets::client(family, random.below(sockets::CLIENTS) as u8);
+        packet.destination = VIPS[family][0].parse().expect("an address");
+        let from = sockets::FIRST_PORT + random.below(sockets::PORTS) as u16;
+        let (to, protocol) = random.pick(&moved::PORTS);
+        *packet = if protocol == 17 {
+            packet.clone().udp(from, to)
         } else {
-            IpAddr::from([0x2001, 0xdb8, 0xc, 0, 0, u16::from(client) << 8, 0, 7])
-        }
+            packet.clone().tcp(from, to).flags(random.pick(&FLAGS))
+        };
     }
 
     fn destination(&mut self, family: usize) -> IpAddr {

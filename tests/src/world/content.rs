@@ -14,6 +14,8 @@ use lb_common::{
 
 use crate::packets::ToIp as _;
 
+pub mod moved;
+
 /// The content of all tables that packets don't change.
 #[derive(Clone, Debug)]
 pub struct Content {
@@ -70,7 +72,7 @@ pub mod hop {
 /// The pods of a family, by what they are good for: endpoint ids from 0 for IPv4, from [`V6`](backend::V6) for IPv6.
 pub mod backend {
     /// First id of IPv6.
-    pub const V6: u32 = 16;
+    pub const V6: u32 = 32;
     /// By the rungs.
     pub const REDIRECT: u32 = 0;
     /// Behind an MTU of 1400.
@@ -93,7 +95,7 @@ pub mod backend {
     pub const FOREIGN: u32 = 9;
     /// Behind an interface that takes anything.
     pub const ANY_SIZE: u32 = 10;
-    /// How many each family has.
+    /// How many each family has, but for the [owners of moved slots](super::moved).
     pub const COUNT: u32 = 11;
 }
 
@@ -186,7 +188,7 @@ impl Content {
             ports: (0..MTUS.len()).map(|i| i as u32 != hop::GONE).collect(),
             endpoints: Vec::new(),
             backend_vips: Vec::new(),
-            endpoint_ids: 32,
+            endpoint_ids: 2 * backend::V6 as usize,
             settings: Settings {
                 abi_version: ABI_VERSION,
                 uplink: 1,
@@ -201,10 +203,11 @@ impl Content {
             bypasses_capacity: 4096,
             index_log2: 8,
             flows_log2: 9,
-            pods: vec![Backend::default(); 32],
+            pods: vec![Backend::default(); 2 * backend::V6 as usize],
         };
         for (is_v4, vips) in [(true, VIPS[0]), (false, VIPS[1])] {
             content.add_pods(is_v4);
+            content.add_owners(is_v4);
             content.vips.extend(vips.map(address));
             for (port, protocol, flags, backend, pods) in SERVICES {
                 content.add_service(vips[0], *port, *protocol, *flags, *backend, pods);
@@ -214,6 +217,7 @@ impl Content {
             content.add_service(vips[1], 80, tcp, 0, backend_flags::RECORD, &[0, 1, 3, 4]);
             content.add_service(vips[1], 53, udp, service_flags::RECORD, 0, &[0, 3, 4]);
             content.add_service(vips[1], 8080, tcp, 0, 0, &[0]);
+            content.add_moved_services(vips[0]);
         }
         content.break_tables();
         content.slots.resize(content.slots.len().next_multiple_of(SLOTS_PER_BLOCK), Slot::default());
@@ -272,24 +276,18 @@ impl Content {
             (ANY_SIZE, rung::REDIRECT, hop::ANY_SIZE),
         ];
         for (id, rung, hop) in rungs {
-            let address = pod(is_v4 ^ (id == FOREIGN), id);
-            let port = if id == PEER { 80 } else { 8000 + id as u16 };
-            let endpoint = id + if is_v4 { 0 } else { V6 };
-            let (destination_mac, source_mac) = veth(hop);
-            self.pods[endpoint as usize] = Backend {
-                address,
-                port,
-                rung,
-                endpoint,
-                ifindex: 100 + hop,
-                tx_port: hop,
-                mtu: MTUS.get(hop as usize).copied().unwrap_or(1500),
-                netns_id: NO_NETNS,
-                destination_mac,
-                source_mac,
-                ..Backend::default()
-            };
+            let netns_id = NO_NETNS;
+            self.add_pod(
+                is_v4,
+                Backend { address: pod(is_v4 ^ (id == FOREIGN), id), rung, netns_id, ..pod_of(id, hop) },
+            );
         }
+    }
+
+    /// Under the endpoint id that it has in IPv4.
+    fn add_pod(&mut self, is_v4: bool, pod: Backend) {
+        let endpoint = pod.endpoint + if is_v4 { 0 } else { backend::V6 };
+        self.pods[endpoint as usize] = Backend { endpoint, ..pod };
     }
 
     fn add_service(&mut self, vip: &str, port: u16, protocol: u8, flags: u8, backend_flags: u8, pods: &[u32]) {
@@ -304,6 +302,7 @@ impl Content {
             backends_count: pods.len() as u16,
             slots_log2,
             flags,
+            id: number as u32 + 1,
             ..Service::default()
         };
         for slot in 0..if pods.is_empty() { 0 } else { 1usize << slots_log2 } {
@@ -333,8 +332,9 @@ impl Content {
         let mode = if recorded { endpoint_flags::RECORDED } else { endpoint_flags::STATIC };
         let place = if backend.rung == rung::STACK { endpoint_flags::STACK } else { 0 };
         let (vip, vip_port) = (key.address, key.port);
-        let (id, backend) = (backend.endpoint, backend.id);
-        let endpoint = Endpoint { vip, vip_port, flags: mode | place, id, backend, netns_id: NO_NETNS };
+        let id = backend.endpoint;
+        let endpoint =
+            Endpoint { vip, vip_port, flags: mode | place, id, backend: backend.id, netns_id: backend.netns_id };
         self.endpoints.push((endpoint_key, endpoint));
     }
 
@@ -354,5 +354,20 @@ impl Content {
                 _ => {}
             }
         }
+    }
+}
+
+/// A pod behind an interface.
+fn pod_of(id: u32, hop: u32) -> Backend {
+    let (destination_mac, source_mac) = veth(hop);
+    Backend {
+        port: if id == backend::PEER { 80 } else { 8000 + id as u16 },
+        endpoint: id,
+        ifindex: 100 + hop,
+        tx_port: hop,
+        mtu: MTUS.get(hop as usize).copied().unwrap_or(1500),
+        destination_mac,
+        source_mac,
+        ..Backend::default()
     }
 }
