@@ -11,9 +11,22 @@ mod mutations;
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 4] = ["steer", "answer", "headers", "checksum"];
-/// What is shared of `steer.rs` itself: the verdict and the tables.
-const SHARED: (&str, &str) = ("/// What becomes of the frame, which", "/// The hash whose high bits choose a slot");
+const FILES: [&str; 5] = ["steer", "session", "answer", "headers", "checksum"];
+/// What is shared of these files too: from the first text up to the second, and what stands for it.
+const SHARED: [(&str, &str, &str, &str); 2] = [
+    (
+        "steer",
+        "/// What becomes of the frame, which",
+        "/// The hash whose high bits choose a slot",
+        "pub use lb_common::steer::{Offer, Tables, Verdict};\n",
+    ),
+    (
+        "session",
+        "/// What a pod's kernel has under",
+        "/// Sees to it that the replies",
+        "pub use lb_common::session::{Claim, Claimed, Sessions, Socket, opens};\n",
+    ),
+];
 
 /// Writes the mutants' source to `to`.
 pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
@@ -30,7 +43,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let control = ("nothing is changed", "", "", "");
     for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason, session}};")?;
+        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason}};")?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {
@@ -53,13 +66,13 @@ fn adapt(source: &str, text: &str) -> Result<String, Box<dyn Error>> {
     // Unit tests stay behind; inlining everything into every mutant would only cost compile time.
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let mut text = text.replace("crate::", "super::").replace("#[inline(always)]", "");
-    if source == "steer" {
-        // Asked of the copy's own function, not of lb-common's.
-        text = text.replace("tables.offer(", "offer(tables, ");
-        let (Some(from), Some(to)) = (text.find(SHARED.0), text.find(SHARED.1)) else {
-            return Err("steer.rs no longer has its verdict and tables in front of the hash".into());
+    // Asked of the copies' own functions, not of lb-common's.
+    text = text.replace("tables.offer(", "offer(tables, ").replace("tables.claim(", "session::claim(tables, ");
+    for (_, from, to, instead) in SHARED.iter().filter(|shared| shared.0 == source) {
+        let (Some(from), Some(to)) = (text.find(from), text.find(to)) else {
+            return Err(format!("{source}.rs no longer has what is shared from {from:?} up to {to:?}").into());
         };
-        text.replace_range(from..to, "pub use lb_common::steer::{Offer, Tables, Verdict};\n");
+        text.replace_range(from..to, instead);
     }
     Ok(text)
 }

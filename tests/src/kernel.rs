@@ -50,6 +50,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     out: Vec<u8>,
     flows: Shared<flow::Bucket>,
+    table_seed: u64,
     bypass_counts: Shared<BypassCount>,
 }
 
@@ -102,7 +103,8 @@ impl Kernel {
         }
         let flows = Shared::of(&ebpf, "flows", 1 << flows_log2);
         let bypass_counts = Shared::of(&ebpf, "endpoint_bypasses", content.endpoint_ids);
-        Self { ebpf, out: vec![0; LONGEST], flows, bypass_counts }
+        let table_seed = content.settings.table_seed;
+        Self { ebpf, out: vec![0; LONGEST], flows, table_seed, bypass_counts }
     }
 
     /// Runs `sluice_xdp` on a frame of at least 14 bytes.
@@ -187,6 +189,17 @@ impl Kernel {
             .insert(key, Bypass { backend, since: 0 }, 0)
             .expect("there is room");
         self.bypass_counts[endpoint as usize].count.add(1);
+    }
+
+    /// The coarse time of any record in the flow cache.
+    pub fn record_time(&self) -> Option<u32> {
+        self.flows.iter().flat_map(|bucket| &bucket.entries).find_map(flow::snapshot).map(|(.., time)| time)
+    }
+
+    /// Puts a record of this time into the flow cache, as a packet would.
+    pub fn remember(&self, key: &flow::Key, backend: u32, now: u32) {
+        let bucket = key.hash(self.table_seed) >> 1 >> (63 - self.flows.len().ilog2());
+        flow::record(&self.flows[bucket as usize], key, backend, now);
     }
 
     /// Puts remembered routes to these clients on every CPU, so that no test depends on this machine's routes.

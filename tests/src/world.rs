@@ -171,6 +171,11 @@ impl World {
         self.backend_counters.get_mut().fill(Traffic::default());
     }
 
+    /// Puts a record into the flow cache, as a packet would.
+    pub fn remember(&self, key: &Key, backend: u32) {
+        flow::record(self.flow_bucket(key).expect("the hash has as many bits"), key, backend, 0);
+    }
+
     /// What packets have changed so far.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {

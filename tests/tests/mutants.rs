@@ -2,16 +2,26 @@
 //! loaded program: the generator has teeth.
 
 use std::{
+    collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
-use lb_common::steer::Verdict;
+use lb_common::{
+    abi::{BypassKey, ServiceKey, protocol},
+    flow::Key,
+    steer::Verdict,
+};
 use lb_tests::{
     kernel::{Kernel, object},
-    packets::generator::Generator,
-    world::{Outcome, Snapshot, World, content::Content, frame::TestFrame},
+    packets::{Packet, generator::Generator, random::Random},
+    world::{
+        Outcome, Snapshot, World,
+        content::{Content, VIPS, address, moved},
+        frame::TestFrame,
+        sockets::{self, Sockets, client as address_of},
+    },
 };
 
 #[expect(warnings, reason = "defects are the point of these copies")]
@@ -27,33 +37,67 @@ const BATCH: usize = 256;
 /// In all; a mutant that survives them is not caught.
 const BATCHES: usize = 240;
 
+/// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
+const REMEMBERED: usize = 100;
+
 /// What the kernel made of a batch.
 struct Batch {
+    remembered: Vec<(Key, u32)>,
     packets: Vec<(Vec<u8>, Outcome)>,
     snapshot: Snapshot,
-    clock_moved: bool,
 }
 
-fn record(kernel: &mut Kernel) -> Vec<Batch> {
-    let mut generator = Generator::new(SEED);
+fn record(kernel: &mut Kernel, content: &Content) -> Vec<Batch> {
+    let (mut generator, mut random) = (Generator::new(SEED), Random::new(SEED));
     let mut batch = || {
-        kernel.reset();
-        let packets = (0..BATCH).map(|_| generator.frame()).map(|packet| {
-            let outcome = kernel.steer(&packet);
-            (packet, outcome)
-        });
-        let packets = packets.collect();
-        let (snapshot, clock_moved) = kernel.snapshot();
-        Batch { packets, snapshot, clock_moved }
+        let remembered: Vec<_> = (0..REMEMBERED).map(|_| an_owner(&mut random, content)).collect();
+        let packets: Vec<_> = (0..BATCH).map(|_| generator.frame()).collect();
+        loop {
+            let now = record_time(kernel);
+            remembered.iter().for_each(|(key, backend)| kernel.remember(key, *backend, now));
+            let packets = packets.iter().map(|packet| (packet.clone(), kernel.steer(packet))).collect();
+            let (snapshot, clock_moved) = kernel.snapshot();
+            // Which record a full bucket gives up depends on the time, which stands still on the host.
+            if !clock_moved {
+                return Batch { remembered: remembered.clone(), packets, snapshot };
+            }
+        }
     };
     (0..BATCHES).map(|_| batch()).collect()
 }
 
+/// The time of records, of which a datagram leaves one. All tables are empty after.
+fn record_time(kernel: &mut Kernel) -> u32 {
+    kernel.reset();
+    kernel.steer(&Packet::from("203.0.113.9").to(VIPS[0][0]).udp(1, 53).frame());
+    let now = kernel.record_time().expect("a datagram of a recorded service leaves a record");
+    kernel.reset();
+    now
+}
+
+/// One of a service's backends, as the owner of a client's connection.
+fn an_owner(random: &mut Random, content: &Content) -> (Key, u32) {
+    let (family, (port, _)) = (random.below(2), random.pick(&moved::PORTS[..5]));
+    let client = address_of(family, random.below(sockets::CLIENTS) as u8);
+    let client_port = sockets::FIRST_PORT + random.below(sockets::PORTS) as u16;
+    let key = ServiceKey::new(address(VIPS[family][0]), port, protocol::TCP);
+    let (_, service) = content.services.iter().find(|(known, _)| *known == key).expect("a service with moved slots");
+    let backend = content.backends[service.backends as usize + random.below(service.backends_count.into())];
+    (Key::tcp(service.id, client.into(), client_port), backend.id)
+}
+
 /// The number of the packet, from 1, at which the mutant differs from the kernel.
-fn caught_after(batches: &[Batch], steer: fn(&mut TestFrame, &World) -> Verdict, content: &Content) -> Option<usize> {
+fn caught_after(
+    batches: &[Batch],
+    steer: fn(&mut TestFrame, &World) -> Verdict,
+    content: &Content,
+    sockets: &HashSet<BypassKey>,
+) -> Option<usize> {
     let mut world = World::new(content);
+    world.sockets.clone_from(sockets);
     for (number, batch) in batches.iter().enumerate() {
         world.reset();
+        batch.remembered.iter().for_each(|(key, backend)| world.remember(key, *backend));
         for (at, (packet, kernel)) in batch.packets.iter().enumerate() {
             // A defect may also show as an overflow.
             let host = catch_unwind(AssertUnwindSafe(|| world.run(packet, steer).0));
@@ -61,7 +105,7 @@ fn caught_after(batches: &[Batch], steer: fn(&mut TestFrame, &World) -> Verdict,
                 return Some(number * BATCH + at + 1);
             }
         }
-        if world.snapshot().difference(&batch.snapshot, batch.clock_moved).is_some() {
+        if world.snapshot().difference(&batch.snapshot, false).is_some() {
             return Some((number + 1) * BATCH);
         }
     }
@@ -72,13 +116,17 @@ fn caught_after(batches: &[Batch], steer: fn(&mut TestFrame, &World) -> Verdict,
 fn every_mutant_of_steer_is_caught() {
     let Some(object) = object() else { return };
     let content = Content::full().with_bypasses(8);
-    let batches = record(&mut Kernel::load(&object, &content));
+    let sockets = Sockets::filled(&content, SEED);
+    sockets.check();
+    let batches = record(&mut Kernel::load(&object, &content), &content);
+    sockets.check();
+    let living = sockets.living(&content);
     let (next, threads) = (AtomicUsize::new(0), 2);
     let results = thread::scope(|scope| {
         let work = || {
             let mut results = Vec::new();
             while let Some((name, steer)) = generated::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                results.push((*name, caught_after(&batches, *steer, &content)));
+                results.push((*name, caught_after(&batches, *steer, &content, &living)));
             }
             results
         };
