@@ -22,7 +22,7 @@ use lb_common::{
 
 use super::content::{
     Content, address,
-    moved::{DUAL, OWNERS, SILENT},
+    moved::{DUAL, NETNS_ID, OWNERS, SILENT},
 };
 use crate::packets::random::Random;
 
@@ -143,6 +143,7 @@ impl Sockets {
         });
         ip(&std::iter::once("link set lo up\n".into()).chain(lines).collect::<String>());
         addresses.iter().for_each(await_route);
+        socket::name_own_namespace(NETNS_ID);
         // Handshakes stay half open for as long as a test may take.
         sysctl("tcp_synack_retries", "12");
         let mut listeners = HashMap::new();
@@ -182,11 +183,8 @@ impl Sockets {
     /// Connections that the pods' kernels have, of pods that can be asked.
     pub fn living(&self, content: &Content) -> HashSet<BypassKey> {
         let asked = |key: &BypassKey| {
-            let is_pod = |id: &u32| content.owner(key.pod.is_v4(), *id).address == key.pod;
-            OWNERS
-                .iter()
-                .find(|id| is_pod(id))
-                .is_some_and(|id| content.owner(key.pod.is_v4(), *id).netns_id == HOST_NETNS)
+            let pods = OWNERS.map(|id| content.owner(key.pod.is_v4(), id));
+            pods.iter().any(|pod| pod.address == key.pod && matches!(pod.netns_id, HOST_NETNS | NETNS_ID))
         };
         self.states.iter().filter(|(key, state)| state.is_living() && asked(key)).map(|(key, _)| *key).collect()
     }

@@ -22,6 +22,8 @@ pub const SHUT_OFF: u32 = 14;
 pub const UNASKED: u32 = 16;
 /// In a namespace that the node has no such id for: its kernel has nothing.
 pub const NO_SUCH_NAMESPACE: u32 = 17;
+/// The id of the namespace that pods are in; half of them are known by it, the others as the node's own.
+pub const NETNS_ID: u32 = 7;
 /// Nobody listens there.
 pub const SILENT: u32 = 19;
 /// Listens on [::], for both families; the others on their own addresses.
@@ -69,7 +71,7 @@ impl Content {
             let netns_id = match id {
                 UNASKED => NO_NETNS,
                 NO_SUCH_NAMESPACE => 4711,
-                _ => HOST_NETNS,
+                _ => [HOST_NETNS, NETNS_ID][at % 2],
             };
             self.add_pod(is_v4, Backend { address: pod(is_v4, id), rung, netns_id, ..pod_of(id, hop) });
         }

@@ -1,10 +1,11 @@
-//! What the standard library's sockets don't do: connect from a chosen port, and hear nothing.
+//! What the standard library's sockets don't do: connect from a chosen port, hear nothing, name a namespace.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read as _, Write as _},
     mem::zeroed,
     net::{SocketAddr, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
 /// Lets this process have as many descriptors as it may.
@@ -15,6 +16,30 @@ pub(super) fn allow_many() {
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: as above.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+}
+
+/// Gives this thread's network namespace an id in itself, as a veth's peer would have one (`RTM_NEWNSID`,
+/// include/uapi/linux/net_namespace.h).
+pub(super) fn name_own_namespace(id: u32) {
+    const NETNSA_NSID: u16 = 1;
+    const NETNSA_FD: u16 = 3;
+    let own = File::open("/proc/thread-self/ns/net").expect("the kernel's own file");
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
+    assert!(fd >= 0, "a netlink socket: {}", io::Error::last_os_error());
+    // SAFETY: a new descriptor that nobody else owns.
+    let mut netlink = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let attribute =
+        |kind: u16, value: u32| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value.to_ne_bytes()].concat();
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    // Header: length, type, flags, sequence, port; then the family and its padding.
+    let header = [&36u32.to_ne_bytes()[..], &libc::RTM_NEWNSID.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], &[0; 4]];
+    let attributes = [attribute(NETNSA_NSID, id), attribute(NETNSA_FD, own.as_raw_fd() as u32)];
+    netlink.write_all(&[header.concat(), attributes.concat()].concat()).expect("netlink takes it");
+    let mut answer = [0; 64];
+    let length = netlink.read(&mut answer).expect("netlink answers");
+    // The error stands behind the answer's header; 0 acknowledges.
+    assert!(length >= 20 && answer[16..20] == [0; 4], "netlink refuses: {:?}", &answer[..length]);
 }
 
 /// A socket at a client's address and port, which may have others.
