@@ -5,16 +5,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use aya::Ebpf;
-use lb_common::abi::{ABI_VERSION, Settings, protocol};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{Ebpf, maps::Map};
+use lb_common::{
+    abi::{ABI_VERSION, HISTORY, HOST_NETNS, Settings, protocol},
+    flow,
+};
 use lb_tests::lab::{ELEMENT, Family, Lab, NODE, UPLINK, vip, wait_until};
 use lb_userspace::{
-    dataplane::{capacity::Sizes, object, tables::Tables},
+    dataplane::{capacity::Sizes, mapped::Mapped, object, tables::Tables},
     model::{Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot},
     plan::{
         maglev,
-        planner::{Place, Places, Planner},
+        planner::{Place, Places, Planner, VipKey},
     },
 };
 
@@ -36,6 +39,9 @@ const REPEAT: u32 = 200_000;
 const CLIENT: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(203, 0, 0, 0)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0))];
 const FLOWS: [(u32, &str); 3] = [(1, "1"), (1 << 16, "64K"), (1 << 20, "1M")];
+
+/// Of the flow cache and the indexes.
+const SEED: u64 = 0x5eed;
 
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
@@ -174,6 +180,12 @@ fn rows() -> Vec<Row> {
             }
         }
     }
+    let moved = |port: u16, flags: u8| Packet { flags, payload: 0, ..flow(0, service_vip(0), port, protocol::TCP) };
+    let cached = Bound::Ratios(vec![("TCP data, IPv4, 1 flow".into(), "stable", 1.8)]);
+    steered("TCP data, moved slot, owner cached".into(), moved(MOVED_PORT, ACK), 1, cached);
+    let asked = Bound::Above("TCP SYN, IPv4, 1 flow".into(), 200.0);
+    steered("TCP SYN, moved slot, 1 owner asked".into(), moved(MOVED_PORT, SYN), 1, asked);
+    steered("TCP SYN, moved slot, 7 owners asked".into(), moved(MOVED_OFTEN_PORT, SYN), 1, Bound::None);
     for (mode, port) in [("none", NONE_PORT), ("static", STATIC_PORT)] {
         let one = format!("UDP {mode}, IPv4, 1 flow");
         for (flows, count) in FLOWS {
@@ -212,6 +224,10 @@ fn stateless(flows: u32, one: &str) -> Bound {
 }
 
 const TCP_PORT: u16 = 80;
+/// Its slots have one earlier owner.
+const MOVED_PORT: u16 = 82;
+/// Its slots have seven.
+const MOVED_OFTEN_PORT: u16 = 83;
 const NONE_PORT: u16 = 162;
 const STATIC_PORT: u16 = 163;
 const RECORDED_PORT: u16 = 164;
@@ -246,7 +262,7 @@ impl Product {
             abi_version: ABI_VERSION,
             uplink: uplink.0,
             maglev_seed: maglev::CLUSTER_SEED,
-            table_seed: 0x5eed,
+            table_seed: SEED,
             node_v4: NODE.of(Family::V4).into(),
             node_v6: NODE.of(Family::V6).into(),
             route_lifetime: hertz,
@@ -255,10 +271,14 @@ impl Product {
         };
         let mut tables = Tables::new(&mut object, &sizes, settings)?;
         tables.set_uplink(uplink.0, uplink.1)?;
-        let (snapshot, places) = (snapshot(capacities), places(pod));
-        for op in Planner::new(capacities).plan(&snapshot, &places, Duration::ZERO)? {
-            tables.apply(&op)?;
+        let (mut planner, places) = (Planner::new(capacities), places(pod));
+        for stage in 0..=HISTORY {
+            let wanted = snapshot(capacities, stage as u16);
+            for op in planner.plan(&wanted, &places, Duration::from_secs(stage as u64))? {
+                tables.apply(&op)?;
+            }
         }
+        cache_owner(&object, &sizes, &planner)?;
         Ok(Self { object, tables })
     }
 
@@ -273,6 +293,19 @@ impl Product {
     }
 }
 
+/// As after a packet whose connection the current owner has.
+fn cache_owner(object: &Ebpf, sizes: &Sizes, planner: &Planner) -> Result<()> {
+    let vip = VipKey { address: service_vip(0), protocol: Protocol::Tcp, port: MOVED_PORT };
+    let service = planner.services().get(&vip).context("the service is planned")?;
+    let owner = service.backends.iter().find(|backend| backend.share != 0).context("it has an owner")?;
+    let Some(Map::Array(map)) = object.map("flows") else { bail!("the object has no array `flows`") };
+    let flows = Mapped::<flow::Bucket>::new(map, 1 << sizes.flows_log2)?;
+    let key = flow::Key::tcp(service.value.id, CLIENT[0].into(), 1024);
+    let bucket = (key.hash(SEED) >> (64 - sizes.flows_log2)) as usize;
+    flow::record(&flows.elements()[bucket], &key, owner.value.id, 0);
+    Ok(())
+}
+
 fn places(ifindex: u32) -> Places {
     let place = |number: u16| {
         let [high, low] = number.to_be_bytes();
@@ -281,7 +314,8 @@ fn places(ifindex: u32) -> Places {
             mtu: 1500,
             destination_mac: [2, 1, 0, 0, high, low],
             source_mac: [2, 2, 0, 0, high, low],
-            netns_id: None,
+            // Where nobody has a socket: each is asked.
+            netns_id: Some(HOST_NETNS),
             rung: Rung::Redirect,
         }
     };
@@ -289,7 +323,8 @@ fn places(ifindex: u32) -> Places {
     (0..BACKENDS + OTHER_SERVICES).flat_map(both).collect()
 }
 
-fn snapshot(capacities: Capacities) -> Snapshot {
+/// `stage` backends of the moved services have been drained one after the other.
+fn snapshot(capacities: Capacities, stage: u16) -> Snapshot {
     let service = |vip: IpAddr, protocol: Protocol, port: u16, replies: ReplyMode, numbers: std::ops::Range<u16>| {
         let family = usize::from(vip.is_ipv6());
         let backend_of = |number| Backend { address: backend(family, number), port, weight: 1, drain: false };
@@ -311,6 +346,14 @@ fn snapshot(capacities: Capacities) -> Snapshot {
         [(NONE_PORT, ReplyMode::None), (STATIC_PORT, ReplyMode::Static), (RECORDED_PORT, ReplyMode::Recorded)]
     {
         services.push(service(service_vip(0), Protocol::Udp, port, mode, 0..BACKENDS));
+    }
+    for (port, changes) in [(MOVED_PORT, 1), (MOVED_OFTEN_PORT, HISTORY as u16)] {
+        let mut moved = service(service_vip(0), Protocol::Tcp, port, ReplyMode::Static, 0..HISTORY as u16 + 1);
+        for (number, backend) in (0..).zip(&mut moved.backends) {
+            // One serves; those before it drain, those after it have not been there yet.
+            backend.drain = number != stage.min(changes);
+        }
+        services.push(moved);
     }
     for number in 0..OTHER_SERVICES {
         let vip = IpAddr::V4(Ipv4Addr::new(10, 98, (number >> 8) as u8, number as u8));

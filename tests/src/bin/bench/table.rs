@@ -9,6 +9,8 @@ pub enum Bound {
     None,
     /// Each a line's name, what it is called beside the ratio, and the multiple of it.
     Ratios(Vec<(String, &'static str, f64)>),
+    /// A line's name, and how many nanoseconds more than that.
+    Above(String, f64),
 }
 
 /// One line.
@@ -38,11 +40,23 @@ impl Table {
         self.0.iter().map(|line| self.print_line(line)).sum()
     }
 
+    fn print_above(&self, line: &Line, of: &str, limit: f64) -> usize {
+        let base = self.0.iter().find(|line| line.name == of).map(|line| &line.samples);
+        let more = base.map_or(f64::NAN, |base| line.samples.above(base).median());
+        let reached = more <= limit;
+        println!("   {}: {more:.0} of {limit:.0} ns more than the stable slot", if reached { "ok" } else { "MISSED" });
+        usize::from(!reached)
+    }
+
     fn print_line(&self, line: &Line) -> usize {
         print!("{:<42} {:>9.1} {:>9.1}", line.name, line.samples.least(), line.samples.median());
-        let Bound::Ratios(ratios) = &line.bound else {
-            println!();
-            return 0;
+        let ratios = match &line.bound {
+            Bound::Ratios(ratios) => ratios,
+            Bound::Above(of, limit) => return self.print_above(line, of, *limit),
+            Bound::None => {
+                println!();
+                return 0;
+            }
         };
         let mut missed = 0;
         for (of, short, limit) in ratios {
