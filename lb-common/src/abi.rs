@@ -159,6 +159,14 @@ pub struct Backend {
 }
 const _: () = assert!(size_of::<Backend>() == 64);
 
+/// Positions in `programs`.
+pub mod program {
+    /// `sluice_xdp_slow`.
+    pub const SLOW: u32 = 0;
+    /// How many there are.
+    pub const COUNT: u32 = 1;
+}
+
 /// In [`Backend::netns_id`]: the pod cannot be asked for its sockets.
 pub const NO_NETNS: u32 = u32::MAX;
 /// In [`Backend::netns_id`]: the node's own namespace.

@@ -23,6 +23,7 @@ pub mod packet;
 pub mod reason;
 pub mod reply;
 pub mod session;
+pub mod slow;
 pub mod steer;
 pub mod word;
 

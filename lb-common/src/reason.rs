@@ -67,10 +67,12 @@ pub enum Reason {
     NoSession,
     /// Counted beside the packet's own reason: its slot names a history that is not there.
     BrokenHistory,
+    /// For the slow path, which is not in its place: dropped.
+    NoSlowPath,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 31;
+pub const REASONS: usize = 32;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -135,6 +137,7 @@ impl Reason {
         (Self::ForeignSession, "foreign_session", "Of a connection that reached its pod in another way: dropped"),
         (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
         (Self::BrokenHistory, "broken_history", "Beside the packet's own reason: its slot's history is not there"),
+        (Self::NoSlowPath, "no_slow_path", "For the slow path, whose program is not in its place: dropped"),
     ];
 
     /// Key in the map `reasons`.
@@ -163,6 +166,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::BrokenHistory.index() as usize + 1, REASONS);
+        assert_eq!(Reason::NoSlowPath.index() as usize + 1, REASONS);
     }
 }

@@ -42,6 +42,8 @@ pub enum Verdict {
         /// As above.
         backend: u32,
     },
+    /// For [`slow`](crate::slow::slow) to decide, untouched.
+    Slow,
 }
 
 impl Verdict {
@@ -51,6 +53,7 @@ impl Verdict {
         match self {
             Self::Pass(reason) | Self::Drop(reason) | Self::Transmit(reason) => reason,
             Self::Redirect { .. } | Self::Peer { .. } | Self::Stack { .. } => Reason::Forwarded,
+            Self::Slow => Reason::NoSlowPath,
         }
     }
 }
@@ -143,19 +146,20 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
         return Verdict::Pass(Reason::NotForUs);
     }
     if let Some(defect) = headers.defect {
-        return if !is_vip(tables, headers.destination) {
-            Verdict::Pass(Reason::NotForUs)
-        } else if matches!(defect, Reason::Fragment | Reason::OtherProtocol) {
-            Verdict::Pass(defect)
-        } else {
-            Verdict::Drop(defect)
+        if !is_vip(tables, headers.destination) {
+            return Verdict::Pass(Reason::NotForUs);
+        }
+        return match defect {
+            Reason::Fragment => Verdict::Slow,
+            Reason::OtherProtocol => Verdict::Pass(defect),
+            _ => Verdict::Drop(defect),
         };
     }
     match headers.protocol {
         protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers),
         _ if !is_vip(tables, headers.destination) => Verdict::Pass(Reason::NotForUs),
-        protocol::ICMP if headers.is_v4 => answer::echo(frame, tables, &headers),
-        protocol::ICMPV6 if !headers.is_v4 => answer::echo(frame, tables, &headers),
+        protocol::ICMP if headers.is_v4 => Verdict::Slow,
+        protocol::ICMPV6 if !headers.is_v4 => Verdict::Slow,
         _ => Verdict::Pass(Reason::OtherProtocol),
     }
 }

@@ -35,7 +35,14 @@ use crate::{
 #[xdp(frags)]
 #[inline(always)]
 pub fn sluice_xdp(context: XdpContext) -> u32 {
-    uplink::steer_frame(context.ctx)
+    uplink::steer_frame(context)
+}
+
+/// Called by `sluice_xdp` through `programs`: decides about the few frames that need more.
+#[xdp(frags)]
+#[inline(always)]
+pub fn sluice_xdp_slow(context: XdpContext) -> u32 {
+    uplink::steer_slowly(context.ctx)
 }
 
 /// Pod's host-side interface, tc ingress: replies get the VIP as their source and leave.

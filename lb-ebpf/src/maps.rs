@@ -8,15 +8,17 @@ use core::ptr::addr_of_mut;
 use aya_ebpf::{
     Global,
     bindings::{BPF_EXIST, BPF_F_MMAPABLE, BPF_NOEXIST, bpf_sock_tuple},
-    btf_maps::{Array, DevMap, HashMap, PerCpuArray},
+    btf_maps::{Array, DevMap, HashMap, PerCpuArray, ProgramArray},
     cty::c_void,
     helpers::generated::{bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::btf_map,
+    programs::XdpContext,
 };
 use lb_common::{
     abi::{
         Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
-        SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, service_flags,
+        SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, program,
+        service_flags,
     },
     address::Address,
     flow::{self, Key},
@@ -102,6 +104,10 @@ static REASON_COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 
+/// What `sluice_xdp` goes on in. Written by the agent before anything is attached. 4.20.
+#[btf_map(name = "programs")]
+static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new();
+
 /// The kernel's clock at its cheapest: the JIT inlines it.
 #[inline(always)]
 pub fn jiffies() -> u64 {
@@ -124,6 +130,13 @@ pub fn count_reason(reason: u32, bytes: u64) {
 #[inline(always)]
 pub fn redirect(tx_port: u32) -> bool {
     TX_PORTS.redirect(tx_port, 0).is_ok()
+}
+
+/// Goes on in `sluice_xdp_slow`. Comes back where that is not in its place.
+#[inline(always)]
+pub fn call_slow(context: &XdpContext) {
+    // SAFETY: nothing here has a destructor that would be left out.
+    unsafe { PROGRAMS.tail_call(context, program::SLOW) };
 }
 
 /// The uplink with this interface index.

@@ -1,26 +1,51 @@
 //! XDP on the uplinks: decide, then one action for each verdict.
 
-use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    programs::XdpContext,
+};
 use lb_common::{
     packet::Frame,
     reason::Reason,
+    slow::slow,
     steer::{Verdict, steer},
 };
 
 use crate::{
     frame::XdpFrame,
-    maps::{Maps, count_forwarded, count_reason, redirect},
+    maps::{Maps, call_slow, count_forwarded, count_reason, redirect},
 };
 
 /// Steers one frame and returns its XDP action.
 #[inline(always)]
-pub fn steer_frame(context: *mut xdp_md) -> u32 {
+pub fn steer_frame(context: XdpContext) -> u32 {
+    let Some(maps) = Maps::get(context.ctx.cast()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let mut frame = XdpFrame { context: context.ctx };
+    let bytes = frame.length() as u64;
+    let verdict = steer(&mut frame, &maps);
+    if verdict == Verdict::Slow {
+        // Comes back only where the program is not there.
+        call_slow(&context);
+    }
+    act(verdict, bytes)
+}
+
+/// The same for what `steer` has put off.
+#[inline(always)]
+pub fn steer_slowly(context: *mut xdp_md) -> u32 {
     let Some(maps) = Maps::get(context.cast()) else {
         return xdp_action::XDP_PASS;
     };
     let mut frame = XdpFrame { context };
     let bytes = frame.length() as u64;
-    let (action, reason) = match steer(&mut frame, &maps) {
+    act(slow(&mut frame, &maps), bytes)
+}
+
+#[inline(always)]
+fn act(verdict: Verdict, bytes: u64) -> u32 {
+    let (action, reason) = match verdict {
         Verdict::Redirect { tx_port, backend } if redirect(tx_port) => {
             return forwarded(xdp_action::XDP_REDIRECT, backend, bytes);
         }
@@ -31,6 +56,7 @@ pub fn steer_frame(context: *mut xdp_md) -> u32 {
         Verdict::Pass(reason) => (xdp_action::XDP_PASS, reason),
         Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason),
         Verdict::Transmit(reason) => (xdp_action::XDP_TX, reason),
+        Verdict::Slow => (xdp_action::XDP_DROP, Reason::NoSlowPath),
     };
     count_reason(reason.index(), bytes);
     action

@@ -11,7 +11,7 @@ mod mutations;
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 5] = ["steer", "session", "answer", "headers", "checksum"];
+const FILES: [&str; 6] = ["steer", "slow", "session", "answer", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
 const SHARED: [(&str, &str, &str, &str); 2] = [
     (
@@ -56,7 +56,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
             writeln!(out, "pub mod {source} {{\n{}\n}}", adapt(source, &text)?)?;
         }
         writeln!(out, "}}")?;
-        writeln!(list, "({name:?}, |frame, world| mutant_{number}::steer::steer(frame, world)),")?;
+        writeln!(list, "({name:?}, |frame, world| mutant_{number}::slow::whole(frame, world)),")?;
     }
     writeln!(out, "const MUTANTS: &[(&str, fn(&mut TestFrame, &World) -> Verdict)] = &[{list}];")?;
     Ok(fs::write(to, out)?)

@@ -235,7 +235,13 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ("a foreign mark is believed", "steer", "if mark::is_marked(frame) {", "if false && mark::is_marked(frame) {"),
     ("a peer is named by its port", "steer", "Mark::Peer(backend.ifindex)", "Mark::Peer(backend.tx_port)"),
     ("what the stack delivers is not marked", "steer", "match mark::put(frame, Mark::Stack) {", "match true {"),
-    ("a routed packet of a VIP is dropped", "steer", "Reason::Fragment | Reason::OtherProtocol", "Reason::Fragment"),
+    (
+        "a routed packet of a VIP is dropped",
+        "steer",
+        "Reason::OtherProtocol => Verdict::Pass(defect)",
+        "Reason::OtherProtocol => Verdict::Drop(defect)",
+    ),
+    ("the slow path answers no ICMPv6", "slow", "protocol::ICMP | protocol::ICMPV6 =>", "protocol::ICMP =>"),
     ("malformed packets to others are dropped", "steer", "if !is_vip(tables, headers.destination) {", "if false {"),
     (
         "a packet to a group is answered",

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, xdp::DevMap},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray, xdp::DevMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp},
     util::nr_cpus,
 };
 use lb_common::{
     abi::{
         Bucket, Bypass, BypassCount, BypassKey, Counter, Node, Route, SLOTS_PER_BLOCK, ServiceKey, Settings, SlotBlock,
-        Traffic, Uplink,
+        Traffic, Uplink, program,
     },
     address::Address,
     flow,
@@ -95,8 +95,11 @@ impl Kernel {
         let mut ebpf = loader.load_file(object).expect("the object loads");
         fill_tables(&mut ebpf, content);
         fill_indexes(&ebpf, content);
-        let xdp: &mut Xdp = ebpf.program_mut("sluice_xdp").expect("in the object").try_into().expect("an XDP program");
-        xdp.load().expect("the verifier accepts sluice_xdp");
+        for name in ["sluice_xdp", "sluice_xdp_slow"] {
+            let xdp: &mut Xdp = ebpf.program_mut(name).expect("in the object").try_into().expect("an XDP program");
+            xdp.load().expect("the verifier accepts the XDP programs");
+        }
+        set_slow_path(&mut ebpf);
         for name in ["sluice_return", "sluice_bypass"] {
             let tc: &mut SchedClassifier = ebpf.program_mut(name).expect("in the object").try_into().expect("tc");
             tc.load().expect("the verifier accepts the tc programs");
@@ -114,6 +117,17 @@ impl Kernel {
         let result = program.test_run(options).expect("the kernel runs the program");
         let bytes = &self.out[..result.data_size_out as usize];
         Outcome::new(result.return_value, bytes.to_vec())
+    }
+
+    /// Takes the slow path out of its place, or puts it back.
+    pub fn set_slow_path(&mut self, there: bool) {
+        match there {
+            true => set_slow_path(&mut self.ebpf),
+            false => {
+                let mut programs: ProgramArray<_> = map_of(&mut self.ebpf, "programs");
+                programs.clear_index(&program::SLOW).expect("it was there");
+            }
+        }
     }
 
     /// Runs a tc program on a frame: its action, and the frame after.
@@ -244,6 +258,13 @@ fn every_cpu<T: aya::Pod>(value: T) -> PerCpuValues<T> {
 
 fn map_of<'a, M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>>(ebpf: &'a mut Ebpf, name: &str) -> M {
     ebpf.map_mut(name).expect("in the object").try_into().expect("of this type")
+}
+
+fn set_slow_path(ebpf: &mut Ebpf) {
+    let slow: &Xdp = ebpf.program("sluice_xdp_slow").expect("loaded").try_into().expect("an XDP program");
+    let slow = slow.fd().and_then(|fd| Ok(fd.try_clone()?)).expect("a descriptor of a loaded program");
+    let mut programs: ProgramArray<_> = map_of(ebpf, "programs");
+    programs.set(program::SLOW, &slow, 0).expect("within the map");
 }
 
 fn fill_tables(ebpf: &mut Ebpf, content: &Content) {

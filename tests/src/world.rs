@@ -21,6 +21,7 @@ use lb_common::{
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{self, Claim, Claimed, Sessions, Socket},
+    slow,
     steer::{self, Offer, Tables, Verdict},
     word::Word,
 };
@@ -217,6 +218,7 @@ impl World {
             Verdict::Redirect { tx_port, .. } if has_port(tx_port) => (action::REDIRECT, Reason::Forwarded),
             Verdict::Redirect { .. } => (action::DROP, Reason::NoPort),
             Verdict::Peer { .. } | Verdict::Stack { .. } => (action::PASS, Reason::Forwarded),
+            Verdict::Slow => (action::DROP, Reason::NoSlowPath),
         };
         match verdict {
             Verdict::Redirect { backend, .. } | Verdict::Peer { backend } | Verdict::Stack { backend }
@@ -229,9 +231,9 @@ impl World {
         (Outcome::new(action, frame.to_vec()), reason)
     }
 
-    /// Steers a frame by the function under test.
+    /// Steers a frame by the functions under test.
     pub fn steer(&self, packet: &[u8]) -> (Outcome, Reason) {
-        self.run(packet, steer::steer)
+        self.run(packet, slow::whole)
     }
 
     fn count_forwarded(&self, backend: u32, bytes: u64) {

@@ -77,6 +77,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("limiters", &[], &["tokens", "since"]),
     ("reasons", &[], &["packets", "bytes"]),
     ("backend_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
+    ("programs", &[], &[]),
 ];
 const SETTINGS: &[&str] = &[
     "abi_version",

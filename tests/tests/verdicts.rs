@@ -302,3 +302,16 @@ fn a_connection_that_cannot_be_recorded_is_dropped() {
     assert_eq!(actions, [REDIRECT, DROP, REDIRECT], "the second connection, while the first goes on");
     assert_eq!(kernel.reasons(), [(Reason::Forwarded, 2), (Reason::BypassesFull, 1)]);
 }
+
+#[test]
+fn what_the_slow_path_would_decide_is_dropped_where_that_is_missing() {
+    let Some(object) = object() else { return };
+    let mut kernel = Kernel::load(&object, &Content::full());
+    let frame = Ends::of(0).sent().echo_request().frame();
+    let actions = [false, true].map(|there| {
+        kernel.set_slow_path(there);
+        kernel.steer(&frame).action
+    });
+    assert_eq!(actions, [DROP, TX]);
+    assert_eq!(kernel.reasons(), [(Reason::EchoAnswered, 1), (Reason::NoSlowPath, 1)]);
+}

@@ -87,6 +87,7 @@ impl Sizes {
             ("limiters", 3, per_cpu(3, size_of::<abi::Bucket>())),
             ("reasons", lb_common::reason::REASONS as u32, per_cpu(lb_common::reason::REASONS as u32, 16)),
             ("backend_counters", backends, per_cpu(backends, traffic)),
+            ("programs", abi::program::COUNT, array(abi::program::COUNT, 8)),
         ]
     }
 }

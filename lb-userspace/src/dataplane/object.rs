@@ -4,8 +4,11 @@ use std::{path::Path, time::Instant};
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::ProgramArray,
     programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
+
+use lb_common::abi::program;
 
 use super::{DataPlaneError, capacity::Sizes, signals::BlockedSignals};
 
@@ -16,7 +19,7 @@ static EMBEDDED: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"))
 static EMBEDDED: &[u8] = &[];
 
 /// Names of the XDP programs.
-pub const XDP_PROGRAMS: [&str; 2] = ["sluice_xdp", "sluice_inject"];
+pub const XDP_PROGRAMS: [&str; 3] = ["sluice_xdp", "sluice_xdp_slow", "sluice_inject"];
 /// Names of the tc programs.
 pub const TC_PROGRAMS: [&str; 5] =
     ["sluice_return", "sluice_bypass", "sluice_uplink_in", "sluice_uplink_out", "sluice_clock"];
@@ -59,7 +62,17 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
     for name in TC_PROGRAMS {
         tc(&mut object, name)?.load().map_err(|source| loading(name, source))?;
     }
+    fill_programs(&mut object)?;
     Ok(object)
+}
+
+/// Puts the programs that others go on in where they are called from. Pinned with the map, they stay.
+fn fill_programs(object: &mut Ebpf) -> Result<(), DataPlaneError> {
+    let slow = xdp_named(object, "sluice_xdp_slow")?;
+    let fd = slow.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
+    let fd = fd.map_err(|source| loading("sluice_xdp_slow", source))?;
+    let programs = object.map_mut("programs").ok_or(DataPlaneError::ForeignObject { what: "map programs" })?;
+    Ok(ProgramArray::try_from(programs)?.set(program::SLOW, &fd, 0)?)
 }
 
 fn loading(program: &'static str, source: ProgramError) -> DataPlaneError {
