@@ -9,6 +9,10 @@
 
 #[path = "lab/load.rs"]
 mod load;
+#[path = "lab/stress.rs"]
+mod stress;
+#[path = "lab/torture.rs"]
+mod torture;
 
 use aya_ebpf::{
     EbpfContext,

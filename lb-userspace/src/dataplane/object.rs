@@ -1,12 +1,16 @@
 //! The eBPF object: where it comes from, and how it is loaded.
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::ProgramArray,
     programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
+use lb_common::abi::COARSE_SHIFT;
 
 use lb_common::abi::program;
 
@@ -123,12 +127,22 @@ impl Clock {
     pub fn measure(object: &mut Ebpf) -> Result<Self, DataPlaneError> {
         let (from, start) = (jiffies(object)?, Instant::now());
         // Time itself is what is measured here.
-        std::thread::sleep(std::time::Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(60));
         let (to, elapsed) = (jiffies(object)?, start.elapsed());
         let measured = f64::from(to.wrapping_sub(from)) / elapsed.as_secs_f64();
         let distance = |hertz: &u64| ((*hertz as f64 - measured).abs() * 1000.0) as u64;
         let hertz = [100, 250, 300, 1000].into_iter().min_by_key(distance).unwrap_or(250);
         Ok(Self { hertz, read_at: Instant::now(), jiffies: to })
+    }
+
+    /// Coarse ticks since a record was used last.
+    pub fn ticks_since(&self, since: u32) -> u32 {
+        age(self.coarse(), since)
+    }
+
+    /// The same in time.
+    pub fn age(&self, since: u32) -> Duration {
+        Duration::from_millis(u64::from(self.ticks_since(since)) * (1 << COARSE_SHIFT) * 1000 / self.hertz)
     }
 
     /// Coarse time of records now, as [`lb_common::abi::coarse_ticks`] counts it, without its highest bits.
@@ -138,9 +152,31 @@ impl Clock {
     }
 }
 
+/// Coarse ticks from `since` to `now`. The highest bits of a coarse time are the kernel's alone; what seems to come is
+/// of this moment, because two clocks tick here.
+const fn age(now: u32, since: u32) -> u32 {
+    let age = now.wrapping_sub(since) & KNOWN;
+    if age > KNOWN / 2 { 0 } else { age }
+}
+
+/// Bits of a coarse time that a program's return value tells.
+const KNOWN: u32 = u32::MAX >> COARSE_SHIFT;
+
 fn jiffies(object: &mut Ebpf) -> Result<u32, DataPlaneError> {
     let frame = [0; 64];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
     let run = tc(object, "sluice_clock")?.test_run(options).map_err(|error| DataPlaneError::Clock(Box::new(error)))?;
     Ok(run.return_value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::age;
+
+    #[test]
+    fn an_age_knows_nothing_of_the_highest_bits_and_none_of_the_future() {
+        assert_eq!(age(0x0000_0010, 0x4200_0004), 12);
+        assert_eq!(age(0x0000_0003, 0x41ff_ffff), 4);
+        assert_eq!(age(0x0000_0010, 0x4200_0011), 0, "the kernel's clock is ahead");
+    }
 }

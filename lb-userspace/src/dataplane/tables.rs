@@ -306,6 +306,27 @@ impl Tables {
         }
     }
 
+    /// Removes records that `is_over` says so of, by key, backend and coarse time of last use, in at most `buckets` buckets
+    /// from `first` on. Where the next part begins; 0 after the last.
+    pub fn sweep_flows(
+        &self,
+        first: usize,
+        buckets: usize,
+        mut is_over: impl FnMut(&flow::Key, u32, u32) -> bool,
+    ) -> usize {
+        let all = self.flows.elements();
+        let end = first.saturating_add(buckets).min(all.len());
+        for entry in all.get(first..end).unwrap_or_default().iter().flat_map(|bucket| &bucket.entries) {
+            if let Some((key, backend, since)) = flow::snapshot(entry)
+                && is_over(&key, backend, since)
+            {
+                // A record that was used or written meanwhile: the next packet makes it anew.
+                flow::remove(entry, &key);
+            }
+        }
+        if end == all.len() { 0 } else { end }
+    }
+
     /// Packets and bytes by reason.
     pub fn reasons(&self) -> Result<Vec<(Reason, Counter)>, DataPlaneError> {
         Reason::ALL

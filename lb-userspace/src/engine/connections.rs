@@ -124,11 +124,9 @@ impl Engine {
 
     /// Forgets records whose connection is over: the pod has no such socket.
     pub(super) fn sweep_bypasses(&mut self) {
-        let now = self.clock.coarse();
         let mut by_pod: BTreeMap<IpAddr, Vec<(BypassKey, u32)>> = BTreeMap::new();
         for (key, bypass) in self.tables.bypasses() {
-            // The highest bits of a coarse time are the kernel's alone.
-            let age = now.wrapping_sub(bypass.since) & 0x00ff_ffff;
+            let age = self.clock.ticks_since(bypass.since);
             by_pod.entry(key.pod.into()).or_default().push((key, age));
         }
         for (pod, records) in by_pod {

@@ -1,6 +1,7 @@
 //! The agent: one task that owns the state, recomputes what is wanted, and applies the difference.
 
 mod connections;
+mod flows;
 mod guard;
 mod pods;
 mod prune;
@@ -31,6 +32,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
+    flows::Sweeper,
     guard::Lock,
     pods::{Finding, GroChange, Wanted},
     uplinks::AttachedUplink,
@@ -89,6 +91,7 @@ pub struct Engine {
     /// When the last writes were done: what they took out of the maps rests from here.
     written: Instant,
     clock: Clock,
+    sweeper: Sweeper,
     started: Instant,
     /// Why the newest configuration was refused.
     refusal: Option<String>,
@@ -182,6 +185,7 @@ impl Engine {
             gone_total: Traffic::default(),
             written: Instant::now(),
             clock,
+            sweeper: Sweeper::default(),
             started: Instant::now(),
             refusal: None,
             waiting: None,
@@ -254,6 +258,7 @@ impl Engine {
     /// What time alone brings.
     fn look_after(&mut self, ticks: u64) {
         self.retire();
+        self.sweep_flows();
         let unsettled = self.waiting.is_some()
             || self.uplinks.len() != self.snapshot.uplinks.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
