@@ -24,6 +24,7 @@ pub mod reason;
 pub mod reply;
 pub mod session;
 pub mod steer;
+pub mod summed;
 pub mod word;
 
 #[cfg(feature = "user")]
