@@ -25,6 +25,7 @@ pub mod reply;
 pub mod session;
 pub mod slow;
 pub mod steer;
+pub mod summed;
 pub mod word;
 
 #[cfg(feature = "user")]

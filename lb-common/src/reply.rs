@@ -1,6 +1,6 @@
 //! The return path: which packets of a pod are replies of a service, and which connections reach a pod beside it.
 //!
-//! These decide only; the tc programs rewrite, because only the kernel's helpers know whether a checksum is complete.
+//! These decide only; the tc programs rewrite, because only the kernel knows whether a checksum is complete.
 
 use crate::{
     abi::{BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},

@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup},
-    helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh},
+    helpers::generated::{
+        bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+    },
 };
 use lb_common::{
     abi::{Route, Settings, protocol},
@@ -10,11 +12,13 @@ use lb_common::{
     checksum,
     headers::{ETHERNET, Headers, IPV4, IPV6, v4, v6},
     packet::{Frame, View},
+    summed as sums,
 };
 
 use crate::{
     frame::SkbFrame,
     maps::{ROUTE_ENTRIES, ROUTES, jiffies, uplink},
+    summed,
 };
 
 const AF_INET: u8 = 2;
@@ -28,31 +32,31 @@ const FIB_NO_NEIGHBOUR: i64 = 7;
 #[inline(always)]
 pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u16, hop: bool) -> bool {
     let Some(ports) = frame.at::<4>(headers.l4) else { return false };
-    let old_port: u16 = ports.get::<0, _>();
-    let (offset, zero) = if headers.protocol == protocol::TCP { (16, 0) } else { (6, BPF_F_MARK_MANGLED_0 as u64) };
-    let field = (headers.l4 + offset) as u32;
-    // Only the kernel knows whether the field holds a whole checksum or the pseudo header's share of it: the
-    // addresses are in both, the ports in one (net/core/utils.c, inet_proto_csum_replace_by_diff).
-    let change = checksum::change_address(headers.source, vip, headers.is_v4) as u64;
-    // SAFETY: the kernel's context; windows from before are not used after.
-    if unsafe { bpf_l4_csum_replace(frame.skb, field, 0, change, BPF_F_PSEUDO_HDR as u64 | zero) } != 0 {
+    let (old_port, new_port) = (ports.get::<0, u16>(), port.to_be());
+    let hops = headers.hops.wrapping_sub(hop as u8);
+    // The TTL is the first byte of its word, the hop limit the second.
+    let word = |hops: u8| if headers.is_v4 { u16::from_ne_bytes([hops, 0]) } else { u16::from_ne_bytes([0, hops]) };
+    let change = Change {
+        addresses: checksum::change_address(headers.source, vip, headers.is_v4) as u64,
+        ports: checksum::change16(old_port, new_port),
+        hops: checksum::change16(word(headers.hops), word(hops)),
+    };
+    let summed = summed::of(frame.skb);
+    let written = match summed {
+        sums::NONE | sums::UNNECESSARY | sums::COMPLETE | sums::PARTIAL => {
+            put_checksum(frame, headers, summed, &change)
+        }
+        _ => ask_checksum(frame, headers, &change, (old_port, new_port)),
+    };
+    if !written {
         return false;
     }
-    let new_port = port.to_be();
-    if new_port != old_port {
-        // SAFETY: as above.
-        if unsafe { bpf_l4_csum_replace(frame.skb, field, old_port as u64, new_port as u64, zero | 2) } != 0 {
-            return false;
-        }
-        let Some(ports) = frame.at::<4>(headers.l4) else { return false };
-        ports.put::<0, u16>(new_port);
-    }
-    let hops = headers.hops.wrapping_sub(hop as u8);
+    let Some(ports) = frame.at::<4>(headers.l4) else { return false };
+    ports.put::<0, u16>(new_port);
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return false };
-        let hop_change = checksum::change16(u16::from_ne_bytes([headers.hops, 0]), u16::from_ne_bytes([hops, 0]));
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
-        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, change + hop_change));
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, change.addresses + change.hops));
         ip.put::<{ v4::TTL }, u8>(hops);
         ip.put::<{ v4::SOURCE }, u32>(vip.v4_word());
     } else {
@@ -63,6 +67,55 @@ pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u
         ip.put::<{ v6::SOURCE + 8 }, u64>(new[1]);
     }
     true
+}
+
+/// What changes in a reply's sums.
+struct Change {
+    addresses: u64,
+    ports: u64,
+    hops: u64,
+}
+
+/// Where the field is, and whether zero in it says "none".
+#[inline(always)]
+const fn checksum_place(headers: &Headers) -> (usize, bool) {
+    let (offset, zero) = if headers.protocol == protocol::TCP { (16, false) } else { (6, true) };
+    (headers.l4 + offset, zero)
+}
+
+/// Updates the transport's checksum in place.
+#[inline(always)]
+fn put_checksum(frame: &SkbFrame, headers: &Headers, summed: u64, change: &Change) -> bool {
+    let (at, zero_is_none) = checksum_place(headers);
+    let Some(field) = frame.at::<2>(at) else { return false };
+    let old = field.get::<0, u16>();
+    let is_there = !(zero_is_none && old == 0);
+    if is_there {
+        let new = sums::field(summed, old, change.addresses, change.ports);
+        field.put::<0, u16>(if zero_is_none { checksum::udp(new) } else { new });
+    }
+    if summed == sums::COMPLETE {
+        let Change { addresses, ports, hops } = *change;
+        let change = sums::packet_change(headers.is_v4, addresses, ports, hops, is_there);
+        // SAFETY: the kernel's context; the packet stays where it is.
+        unsafe { bpf_csum_update(frame.skb, change as u32) };
+    }
+    true
+}
+
+/// The same by the kernel, where it does not say what the field holds: a whole checksum or the pseudo header's share of it. The
+/// addresses are in both, the ports in one (net/core/utils.c, inet_proto_csum_replace_by_diff).
+#[inline(always)]
+fn ask_checksum(frame: &SkbFrame, headers: &Headers, change: &Change, (old_port, new_port): (u16, u16)) -> bool {
+    let (at, zero_is_none) = checksum_place(headers);
+    let (field, zero) = (at as u32, if zero_is_none { BPF_F_MARK_MANGLED_0 as u64 } else { 0 });
+    // SAFETY: the kernel's context; windows from before are not used after.
+    if unsafe { bpf_l4_csum_replace(frame.skb, field, 0, change.addresses, BPF_F_PSEUDO_HDR as u64 | zero) } != 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    new_port == old_port
+        || unsafe { bpf_l4_csum_replace(frame.skb, field, old_port as u64, new_port as u64, zero | 2) } == 0
 }
 
 /// Sends a reply to its client by the uplink, past netfilter; or, where the client is on this node, into the uplink

@@ -75,7 +75,7 @@ impl Frame for XdpFrame {
     }
 }
 
-/// A frame in a tc program: read only, rewritten through the kernel's helpers.
+/// A frame in a tc program. The kernel makes the linear part writable before the program begins.
 pub struct SkbFrame {
     /// The kernel's context.
     pub skb: *mut __sk_buff,

@@ -1,12 +1,14 @@
 //! The XDP and tc programs of Sluice: thin, one match from outcome to action.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the program macros generate functions without documentation")]
 
 mod apart;
 mod egress;
 mod frame;
 mod maps;
+mod summed;
 mod uplink;
 
 use aya_ebpf::{

@@ -1,5 +1,6 @@
 //! The loaded object with the tables of a [`Content`], driven by `BPF_PROG_TEST_RUN`. Needs privileges.
 
+mod complete;
 pub mod shared;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use lb_common::{
     index::{self, EndpointBucket, ServiceBucket},
     reason::{REASONS, Reason},
 };
+use lb_userspace::dataplane::summed::Summed;
 use shared::Shared;
 
 use crate::world::{Outcome, Snapshot, content::Content, records};
@@ -68,6 +70,19 @@ pub fn stay_on_cpu(cpu: usize) {
 impl Kernel {
     /// Loads the object, fills its maps and loads the XDP and the return program. The calling thread stays on one CPU.
     pub fn load(object: &PathBuf, content: &Content) -> Self {
+        let mut bytes = std::fs::read(object).expect("the object can be read");
+        if let Some(summed) = Summed::of_kernel() {
+            assert_eq!(summed.fill(&mut bytes), 2, "one place in each return program");
+        }
+        Self::load_bytes(&bytes, content)
+    }
+
+    /// As a kernel that has nothing to say of checksums gets it.
+    pub fn load_as_compiled(object: &PathBuf, content: &Content) -> Self {
+        Self::load_bytes(&std::fs::read(object).expect("the object can be read"), content)
+    }
+
+    fn load_bytes(bytes: &[u8], content: &Content) -> Self {
         stay_on_cpu(0);
         let (index_log2, flows_log2) = (content.index_log2, content.flows_log2);
         let mut loader = EbpfLoader::new();
@@ -92,7 +107,7 @@ impl Kernel {
         loader.override_global("SERVICE_INDEX_LOG2", &content.index_log2, true);
         loader.override_global("ENDPOINT_INDEX_LOG2", &content.index_log2, true);
         loader.override_global("FLOWS_LOG2", &content.flows_log2, true);
-        let mut ebpf = loader.load_file(object).expect("the object loads");
+        let mut ebpf = loader.load(bytes).expect("the object loads");
         fill_tables(&mut ebpf, content);
         fill_indexes(&ebpf, content);
         for name in ["sluice_xdp", "sluice_xdp_slow"] {
@@ -136,6 +151,19 @@ impl Kernel {
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut self.out), ..Default::default() };
         let TestRunResult { return_value, data_size_out, .. } = program.test_run(options).expect("the kernel runs it");
         (return_value as i32, self.out[..data_size_out as usize].to_vec())
+    }
+
+    /// The same on a frame whose sum the kernel knows beside, and verifies after. `None` where this kernel cannot.
+    pub fn run_tc_complete(&mut self, program: &str, packet: &[u8]) -> Option<(i32, Vec<u8>)> {
+        let program: &SchedClassifier = self.ebpf.program(program).expect("loaded").try_into().expect("tc");
+        match complete::run(program, packet, &mut self.out) {
+            Ok((action, length)) => Some((action, self.out[..length].to_vec())),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                eprintln!("skipped: no test runs on complete sums before Linux 6.16");
+                None
+            }
+            Err(error) => panic!("the sum beside the packet is not the packet's: {error}"),
+        }
     }
 
     /// What packets have changed, and whether the coarse clock moved while they did.

@@ -236,9 +236,19 @@ const REDIRECTED: i32 = 7;
 fn the_loaded_program_rewrites_replies() {
     let Some(object) = object() else { return };
     let content = Content::full();
-    let mut kernel = Kernel::load(&object, &content);
+    rewrites_replies(&mut Kernel::load(&object, &content), &content);
+}
+
+#[test]
+fn a_kernel_that_does_not_say_what_a_checksum_is_updates_it() {
+    let Some(object) = object() else { return };
+    let content = Content::full();
+    rewrites_replies(&mut Kernel::load_as_compiled(&object, &content), &content);
+}
+
+fn rewrites_replies(kernel: &mut Kernel, content: &Content) {
     let macs = ([2, 9, 9, 9, 9, 1], [2, 9, 9, 9, 9, 2]);
-    kernel.add_routes(&content, &[0, 1].map(|family| Ends::of(family).client.into()), macs);
+    kernel.add_routes(content, &[0, 1].map(|family| Ends::of(family).client.into()), macs);
     for ends in [0, 1].map(Ends::of) {
         let replied = |packet: Packet, port| {
             let mut out = packet.hops(63).macs(macs.0, macs.1);
@@ -266,6 +276,28 @@ fn the_loaded_program_rewrites_replies() {
             let unsummed = datagram.checksum(Checksum::Zero);
             let (_, bytes) = kernel.run_tc("sluice_return", &unsummed.frame());
             assert_eq!(hex(&bytes), hex(&replied(unsummed, 162).frame()), "a datagram without checksum");
+        }
+    }
+}
+
+#[test]
+fn the_sum_that_the_kernel_has_beside_a_reply_stays_right() {
+    let Some(object) = object() else { return };
+    let content = Content::full();
+    let mut kernel = Kernel::load(&object, &content);
+    let macs = ([2, 9, 9, 9, 9, 1], [2, 9, 9, 9, 9, 2]);
+    kernel.add_routes(&content, &[0, 1].map(|family| Ends::of(family).client.into()), macs);
+    for ends in [0, 1].map(Ends::of) {
+        let datagram = ends.from(backend::REDIRECT).udp(8000, 9).carrying(b"inform");
+        let mut packets = vec![ends.segment().carrying_bytes(1001), datagram.clone()];
+        if ends.family == 0 {
+            packets.push(datagram.checksum(Checksum::Zero));
+        }
+        for packet in packets {
+            let frame = packet.frame();
+            let Some(run) = kernel.run_tc_complete("sluice_return", &frame) else { return };
+            assert_eq!(run, kernel.run_tc("sluice_return", &frame), "to {}", ends.client);
+            assert_eq!(run.0, REDIRECTED, "to {}", ends.client);
         }
     }
 }

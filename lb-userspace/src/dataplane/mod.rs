@@ -2,11 +2,13 @@
 
 pub mod bpffs;
 pub mod capacity;
+pub mod kernel_types;
 pub mod mapped;
 pub mod object;
 pub mod probe;
 pub mod programs;
 mod signals;
+pub mod summed;
 pub mod tables;
 
 use std::{io, path::PathBuf};
