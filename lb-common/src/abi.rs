@@ -22,7 +22,8 @@ pub mod protocol {
     pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 }
 
-/// An (address, port, protocol): key of `services` with a VIP, of `endpoints` with a pod's address.
+/// An (address, port, protocol): key of `services` with a VIP, of `endpoints` with a pod's address; of a pod that owns the
+/// VIP itself (rung `direct`), with the VIP and the pod's interface, because several pods may own it.
 /// Port and protocol 0 stand for the address as a whole in the index of VIPs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[repr(C)]
@@ -35,8 +36,8 @@ pub struct ServiceKey {
     pub protocol: u8,
     /// Zero.
     pub pad: u8,
-    /// Zero.
-    pub pad2: u32,
+    /// The host-side interface of a pod that owns the VIP; 0 in every other key.
+    pub interface: u32,
 }
 const _: () = assert!(size_of::<ServiceKey>() == 24);
 
@@ -44,7 +45,13 @@ impl ServiceKey {
     /// Key of this address, port and protocol.
     #[inline(always)]
     pub const fn new(address: Address, port: u16, protocol: u8) -> Self {
-        Self { address, port, protocol, pad: 0, pad2: 0 }
+        Self { address, port, protocol, pad: 0, interface: 0 }
+    }
+
+    /// The same at the interface of a pod that owns the VIP.
+    #[inline(always)]
+    pub const fn at(self, interface: u32) -> Self {
+        Self { interface, ..self }
     }
 
     /// Key of the VIP itself.
@@ -127,7 +134,7 @@ pub const HISTORY: usize = 7;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C, align(64))]
 pub struct Backend {
-    /// The pod's address.
+    /// The address that the pod knows itself by: its own; the VIP where the rung is `direct`.
     pub address: Address,
     /// Index into `backend_vips` and `backend_counters`; stays while the backend is one of the service.
     pub id: u32,
@@ -188,6 +195,8 @@ pub mod rung {
     pub const PEER: u8 = 2;
     /// The node's own stack routes.
     pub const STACK: u8 = 3;
+    /// As `redirect`, but the pod owns the VIP: not rewritten, TTL included.
+    pub const DIRECT: u8 = 4;
 }
 
 /// Value of `endpoints`: what the return path knows of a pod's (address, port, protocol).

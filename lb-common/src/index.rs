@@ -24,7 +24,8 @@ const STEP: u64 = 4;
 pub struct Entry<const V: usize> {
     /// The key's address.
     pub address: [Word; 2],
-    /// The key's port in bits 0–15, protocol in 16–23; bit 32 says that the entry is used.
+    /// The key's port in bits 0–15, protocol in 16–23; bit 32 says that the entry is used; the key's interface above,
+    /// which the kernel numbers in 31 bits.
     pub port_protocol: Word,
     /// The value as it lies in memory.
     pub value: [Word; V],
@@ -58,7 +59,7 @@ pub enum Probe<const V: usize> {
 
 #[inline(always)]
 const fn tail(key: &ServiceKey) -> u64 {
-    key.port as u64 | (key.protocol as u64) << 16 | USED
+    key.port as u64 | (key.protocol as u64) << 16 | USED | (key.interface as u64) << 33
 }
 
 /// Words of [`Filter`].
@@ -188,6 +189,17 @@ mod tests {
         bucket.sequence.store(bucket.sequence.load() | WRITING);
         assert_eq!(probe(&bucket, &key(1)), Probe::AskHash);
         assert_eq!(probe(&bucket, &key(2)), Probe::AskHash);
+    }
+
+    #[test]
+    fn a_key_at_an_interface_is_another_one() {
+        let bucket = bucket();
+        bucket.write([(&key(1).at(7), [1, 2, 3]), (&key(1).at(i32::MAX as u32), [4, 5, 6])].into_iter());
+        assert_eq!(probe(&bucket, &key(1)), Probe::Absent);
+        assert_eq!(probe(&bucket, &key(1).at(8)), Probe::Absent);
+        assert_eq!(probe(&bucket, &key(1).at(7)), Probe::Found([1, 2, 3]));
+        assert_eq!(probe(&bucket, &key(1).at(i32::MAX as u32)), Probe::Found([4, 5, 6]));
+        assert_ne!(hash(&key(1), 0), hash(&key(1).at(7), 0));
     }
 
     #[test]

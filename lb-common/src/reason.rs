@@ -7,7 +7,7 @@
 pub enum Reason {
     /// To a VIP, and on its way to a backend.
     Forwarded = 0,
-    /// A reply of a pod that now carries the VIP.
+    /// A reply of a pod that now carries the VIP, or did before.
     Replied,
     /// An ICMP echo request to a VIP, answered.
     EchoAnswered,

@@ -17,6 +17,8 @@ pub trait ReturnTables: Sessions {
     fn endpoint(&self, key: &ServiceKey) -> Option<Endpoint>;
     /// As which service's backend a UDP client reached an endpoint.
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32>;
+    /// The interface that the packet comes in by.
+    fn interface(&self) -> u32;
     /// VIP and port of a backend's service.
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey>;
 }
@@ -48,6 +50,13 @@ pub enum Reply {
         /// The id of the backend that the reply is counted under.
         backend: u32,
     },
+    /// Sent out as it is, TTL included: the pod owns the VIP.
+    Leave {
+        /// Where the headers are.
+        headers: Headers,
+        /// The id of the backend that the reply is counted under.
+        backend: u32,
+    },
     /// The answer to the agent's self-test, which is counted under the backend and goes no further.
     Answer {
         /// The backend's id.
@@ -61,8 +70,9 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
     let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
         return Reply::Pass(Reason::NotAReply);
     };
-    let Some(endpoint) = tables.endpoint(&ServiceKey::new(headers.source, source_port, headers.protocol)) else {
-        return Reply::Pass(Reason::NotAReply);
+    let key = ServiceKey::new(headers.source, source_port, headers.protocol);
+    let Some(endpoint) = tables.endpoint(&key) else {
+        return from_owner(tables, &headers, key, flags, place);
     };
     // The agent's question is asked through the rung, and answered wherever that rung's replies come by.
     if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink) {
@@ -122,6 +132,29 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         return Reply::Pass(Reason::TtlExceeded);
     }
     Reply::Rewrite { headers, vip, port, backend }
+}
+
+/// Decides about a packet whose source is no pod's: of a pod that owns a VIP, which is known by its interface. Another pod
+/// that says so is left to the stack like any packet.
+#[inline(always)]
+fn from_owner<T: ReturnTables>(tables: &T, headers: &Headers, key: ServiceKey, flags: u8, place: Place) -> Reply {
+    if place != Place::Pod || !tables.may_be_vip(headers.source) {
+        return Reply::Pass(Reason::NotAReply);
+    }
+    let Some(endpoint) = tables.endpoint(&key.at(tables.interface())) else {
+        return Reply::Pass(Reason::NotAReply);
+    };
+    if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
+        return Reply::Answer { backend: endpoint.backend };
+    }
+    // On its own account, as above; nothing is rewritten, so nothing need be remembered.
+    if headers.protocol == protocol::TCP && session::opens(flags) {
+        return Reply::Pass(Reason::Bypassed);
+    }
+    if tables.may_be_vip(headers.destination) && tables.is_vip(headers.destination) {
+        return Reply::Drop(Reason::ReplyToVip);
+    }
+    Reply::Leave { headers: *headers, backend: endpoint.backend }
 }
 
 /// What becomes of a packet towards a pod that Sluice did not deliver.

@@ -191,9 +191,6 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     if is_recorded_udp(headers, &service) {
         tables.expect_flow(headers.source, source_port);
     }
-    if headers.hops <= 1 {
-        return answer::icmp_error(frame, tables, headers, IcmpError::TimeExceeded);
-    }
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
     let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
@@ -206,13 +203,26 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         return Verdict::Drop(Reason::BrokenTable);
     }
     match backend.rung {
-        rung::REDIRECT | rung::PEER | rung::STACK => {}
+        rung::REDIRECT | rung::PEER | rung::STACK | rung::DIRECT => {}
         rung::NONE => return Verdict::Drop(Reason::BackendUnreachable),
         // Before anything is recorded or counted for a packet that goes nowhere.
         _ => return Verdict::Drop(Reason::BrokenTable),
     }
-    if headers.length > backend.mtu as usize {
-        return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: backend.mtu });
+    // A pod that owns the VIP is the packet's destination, and this node is no hop on the way there: it gets what is in
+    // its last hop (RFC 1122, 3.2.1.7), and 255 as 255 (RFC 5082, 3).
+    let is_direct = backend.rung == rung::DIRECT;
+    let error = if headers.hops <= 1 && !is_direct {
+        Some(IcmpError::TimeExceeded)
+    } else if headers.length > backend.mtu as usize {
+        Some(IcmpError::TooBig { mtu: backend.mtu })
+    } else {
+        None
+    };
+    if let Some(error) = error {
+        return answer::icmp_error(frame, tables, headers, error);
+    }
+    if is_direct {
+        return into_pod(frame, headers, backend);
     }
     let is_recorded = backend.flags & backend_flags::RECORD != 0;
     if (is_recorded || opens && tables.has_bypasses(backend.endpoint)) && !is_recorded_udp(headers, &service) {
@@ -369,19 +379,23 @@ fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
     }
 }
 
+/// By the host-side interface of its veth.
+#[inline(always)]
+fn into_pod<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
+    if headers.tag_bytes() != 0 && !frame.shrink_head(headers.tag_bytes()) {
+        return Verdict::Drop(Reason::NoRoom);
+    }
+    if !put_ethernet(frame, headers.is_v4, backend.destination_mac, backend.source_mac) {
+        return Verdict::Drop(Reason::NoRoom);
+    }
+    Verdict::Redirect { tx_port: backend.tx_port, backend: backend.id }
+}
+
 /// By the backend's rung. Pods know no VLAN of the uplink, the node's own stack does.
 #[inline(always)]
 fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
     match backend.rung {
-        rung::REDIRECT => {
-            if headers.tag_bytes() != 0 && !frame.shrink_head(headers.tag_bytes()) {
-                return Verdict::Drop(Reason::NoRoom);
-            }
-            if !put_ethernet(frame, headers.is_v4, backend.destination_mac, backend.source_mac) {
-                return Verdict::Drop(Reason::NoRoom);
-            }
-            Verdict::Redirect { tx_port: backend.tx_port, backend: backend.id }
-        }
+        rung::REDIRECT => into_pod(frame, headers, backend),
         rung::PEER => {
             if headers.tag_bytes() != 0 {
                 let Some(ethernet) = frame.at::<ETHERNET>(0) else { return Verdict::Drop(Reason::NoRoom) };

@@ -146,6 +146,10 @@ fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
             }
             (TC_ACT_SHOT, Reason::NoRoom)
         }
+        Reply::Leave { headers, backend } => {
+            count_replied(backend, bytes);
+            return egress::leave(&frame, maps.settings, &headers, headers.source);
+        }
     };
     count_reason(reason.index(), bytes);
     action

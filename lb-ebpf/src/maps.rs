@@ -7,7 +7,7 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_EXIST, BPF_F_MMAPABLE, BPF_NOEXIST, bpf_sock_tuple},
+    bindings::{__sk_buff, BPF_EXIST, BPF_F_MMAPABLE, BPF_NOEXIST, bpf_sock_tuple},
     btf_maps::{Array, DevMap, HashMap, PerCpuArray, ProgramArray},
     cty::c_void,
     helpers::generated::{bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp},
@@ -477,6 +477,12 @@ impl ReturnTables for Maps {
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32> {
         let key = Key::udp(endpoint, client, client_port);
         flow::find(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()))
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: only the tc programs ask, whose context is a socket buffer's and valid for the whole program.
+        unsafe { (*self.context.cast::<__sk_buff>()).ifindex }
     }
 
     #[inline(always)]

@@ -142,6 +142,8 @@ pub enum Rung {
     Peer,
     /// `XDP_PASS`, and the kernel routes.
     Stack,
+    /// As `Redirect`, and not rewritten: the pod owns the VIP.
+    Direct,
 }
 
 impl Rung {
@@ -151,6 +153,7 @@ impl Rung {
             Self::Redirect => "redirect",
             Self::Peer => "peer",
             Self::Stack => "stack",
+            Self::Direct => "direct",
         }
     }
 }
@@ -162,9 +165,26 @@ pub enum RungChoice {
     /// The best one whose self-test passes.
     #[default]
     Auto,
+    /// `direct` or none: what is found out of a pod and one VIP says nothing of another.
+    Direct {
+        /// The service's, which the pods own.
+        vip: IpAddr,
+        /// The agent puts it on the pods' `lo`.
+        assign: bool,
+    },
     /// This one or none.
     #[serde(untagged)]
     Only(Rung),
+}
+
+impl RungChoice {
+    /// The VIP that the pods own.
+    pub const fn owned_vip(self) -> Option<IpAddr> {
+        match self {
+            Self::Direct { vip, .. } => Some(vip),
+            Self::Auto | Self::Only(_) => None,
+        }
+    }
 }
 
 /// The VIPs of self-tests, which no service may have: the dummy address of RFC 7600, and one of the discard prefix of

@@ -126,6 +126,8 @@ pub struct BackendStatus {
     pub reason: Option<String>,
     /// The host's interface that leads to it.
     pub interface: Option<String>,
+    /// By rung `direct`: whether the pod owns the VIP.
+    pub vip_on_lo: Option<VipOnLo>,
     /// Packets sent to it.
     pub packets: u64,
     /// Bytes of these packets.
@@ -148,6 +150,20 @@ pub enum BackendState {
     SelfTestFailed,
     /// The kernel refused what it needs; the reason says what.
     Failed,
+    /// By rung `direct`: the pod does not own the VIP.
+    VipMissing,
+}
+
+/// Whether a pod owns the VIP, and by whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VipOnLo {
+    /// It does not.
+    Missing,
+    /// The agent put it on the pod's `lo`.
+    Agent,
+    /// Somebody else did.
+    Other,
 }
 
 impl BackendState {
@@ -160,6 +176,7 @@ impl BackendState {
             Self::Remote => "remote",
             Self::SelfTestFailed => "test failed",
             Self::Failed => "failed",
+            Self::VipMissing => "VIP missing",
         }
     }
 }

@@ -8,6 +8,37 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ("the hash leaves half of the destination out", "steer", "^ destination[1].rotate_left(29)", ""),
     ("a packet with one hop left is forwarded", "steer", "headers.hops <= 1", "headers.hops < 1"),
     (
+        "the last hop to a pod that owns the VIP is refused",
+        "steer",
+        "headers.hops <= 1 && !is_direct",
+        "headers.hops <= 1",
+    ),
+    (
+        "a pod that owns the VIP may have any MTU",
+        "steer",
+        "} else if headers.length >",
+        "} else if !is_direct && headers.length >",
+    ),
+    (
+        "what goes to a pod that owns the VIP is rewritten",
+        "steer",
+        "return into_pod(frame, headers, backend);",
+        "rewrite(frame, headers, backend);\n        return into_pod(frame, headers, backend);",
+    ),
+    (
+        "a pod of the stack is taken for one that owns the VIP",
+        "steer",
+        "backend.rung == rung::DIRECT;",
+        "backend.rung >= rung::STACK;",
+    ),
+    ("rung direct is unknown", "steer", "| rung::STACK | rung::DIRECT => {}", "| rung::STACK => {}"),
+    (
+        "a pod that owns the VIP is asked under another port",
+        "steer",
+        "pod_port: backend.port,",
+        "pod_port: backend.port ^ (backend.rung == rung::DIRECT) as u16,",
+    ),
+    (
         "a packet as long as the MTU is too big",
         "steer",
         "headers.length > backend.mtu",

@@ -37,7 +37,7 @@ pub struct Service {
     pub port: u16,
     /// `static`, `recorded` or `none`; the default of the protocol where absent.
     pub replies: Option<&'static str>,
-    /// `auto`, `redirect`, `peer` or `stack`.
+    /// `auto`, `redirect`, `peer`, `stack` or `direct`.
     pub rung: &'static str,
     /// Pods, all of weight 1.
     pub backends: Vec<SocketAddr>,

@@ -26,7 +26,7 @@ use lb_common::{
     word::Word,
 };
 
-use content::Content;
+use content::{Content, direct, moved::NETNS_NOWHERE};
 use frame::TestFrame;
 
 /// XDP actions (include/uapi/linux/bpf.h).
@@ -124,6 +124,8 @@ pub struct World {
     buckets: RefCell<[Bucket; 3]>,
     reasons: RefCell<Vec<Counter>>,
     backend_counters: RefCell<Vec<Traffic>>,
+    /// The interface that packets of pods come from.
+    pub interface: u32,
     /// How often flows, bypasses or traffic counters were written to.
     pub writes: Cell<u64>,
 }
@@ -153,6 +155,7 @@ impl World {
             buckets: RefCell::default(),
             reasons: RefCell::new(vec![Counter::default(); REASONS]),
             backend_counters: RefCell::new(vec![Traffic::default(); content.backend_vips.len()]),
+            interface: direct::INTERFACE,
             writes: Cell::new(0),
         }
     }
@@ -365,6 +368,7 @@ impl Sessions for World {
     fn socket(&self, netns_id: u32, connection: &BypassKey) -> Socket {
         match netns_id {
             NO_NETNS => Socket::Unknown,
+            NETNS_NOWHERE => Socket::Gone,
             _ if self.sockets.contains(connection) => Socket::Living,
             _ => Socket::Gone,
         }
@@ -384,6 +388,10 @@ impl ReturnTables for World {
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32> {
         let key = Key::udp(endpoint, client, client_port);
         flow::find(self.flow_bucket(&key)?, &key, 0)
+    }
+
+    fn interface(&self) -> u32 {
+        self.interface
     }
 
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {

@@ -2,6 +2,7 @@
 //! in bytes, action, counters and tables; pods' kernels have connections in every state.
 
 use lb_common::{
+    headers::ETHERNET,
     packet::Frame as _,
     reason::{REASONS, Reason},
 };
@@ -91,6 +92,9 @@ fn check_alone(packet: &[u8], outcome: &Outcome, reason: Reason, name: &dyn Fn()
         assert_eq!((after.source, after.protocol), (before.source, before.protocol), "{}", name());
         assert_eq!(after.transport_sum, before.transport_sum, "{}", name());
         assert_eq!(after.header_sum, before.header_sum, "{}", name());
+        if after.destination == before.destination {
+            assert_eq!(outcome.bytes[ETHERNET..], packet[before.l3..], "{} is for a VIP's own pod", name());
+        }
         return;
     }
     assert_eq!(after.destination, before.source, "{}", name());

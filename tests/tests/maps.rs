@@ -90,7 +90,7 @@ const SETTINGS: &[&str] = &[
     "route_lifetime",
     "route_epoch",
 ];
-const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad", "pad2"];
+const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad", "interface"];
 /// The kernel takes no types for device maps (kernel/bpf/devmap.c, `map_check_no_btf`).
 const WITHOUT_TYPES: &str = "tx_ports";
 

@@ -33,9 +33,9 @@ mod generated {
 
 const SEED: u64 = 0x7ee7;
 /// Packets between two comparisons of counters and tables.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 /// In all; a mutant that survives them is not caught.
-const BATCHES: usize = 240;
+const BATCHES: usize = 400;
 
 /// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
 const REMEMBERED: usize = 100;
@@ -115,7 +115,7 @@ fn caught_after(
 #[test]
 fn every_mutant_of_steer_is_caught() {
     let Some(object) = object() else { return };
-    let content = Content::full().with_bypasses(8);
+    let content = Content::full().with_bypasses(24);
     let sockets = Sockets::filled(&content, SEED);
     sockets.check();
     let batches = record(&mut Kernel::load(&object, &content), &content);

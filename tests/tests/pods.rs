@@ -362,6 +362,7 @@ fn the_self_test_has_teeth() -> Result<()> {
             let site = links.pod_with_address(address).context("no pod")?;
             let question = Question {
                 address,
+                vip: None,
                 place: Place {
                     ifindex: site.host_ifindex,
                     mtu: site.mtu,

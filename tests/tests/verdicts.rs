@@ -13,7 +13,7 @@ use lb_tests::{
     packets::{Checksum, Extension, Packet, QINQ, VLAN, flag, hex},
     world::{
         action::{DROP, PASS, REDIRECT, TX},
-        content::{Content, NODE, VIPS, backend, hop, pod, veth},
+        content::{Content, NODE, VIPS, backend, direct, hop, pod, veth},
     },
 };
 
@@ -216,6 +216,38 @@ const fn other(protocol: u8) -> lb_tests::packets::Transport {
 #[test]
 fn packets_of_services_are_delivered_by_every_rung() {
     let cases = [0, 1].map(Ends::of).map(delivered).into_iter().flatten();
+    check(&Content::full(), cases.collect());
+}
+
+/// To pods that own the VIP: nothing changes but MACs and tags.
+fn untouched(ends: Ends) -> Vec<Case> {
+    let tcp = |hops| ends.sent().hops(hops).tcp(40_000, direct::PORT).numbered(3, 4).carrying(b"open").padded(5);
+    let udp = || ends.sent().hops(255).udp(40_000, direct::PORT_UDP).carrying(b"control");
+    let kept = |what, packet: Packet| {
+        let (destination, source) = veth(hop::VETH);
+        let mut out = packet.clone().macs(destination, source);
+        out.tags.clear();
+        case(what, packet, REDIRECT, Reason::Forwarded).becomes(out)
+    };
+    let long = ends.sent().hops(1).udp(40_000, direct::PORT_UDP).carrying_bytes(1473);
+    vec![
+        kept("a SYN", tcp(64).syn()),
+        kept("255 hops", tcp(255)),
+        kept("the last hop", tcp(1)),
+        kept("no hop", tcp(0)),
+        kept("two tags", tcp(255).tagged(QINQ, 7).tagged(VLAN, 9)),
+        kept("options", tcp(255).with_options(24)),
+        kept("a wrong checksum", tcp(255).checksum(Checksum::Wrong)),
+        kept("a datagram", udp()),
+        kept("a tagged datagram without checksum", udp().tagged(VLAN, 3).checksum(Checksum::Zero)),
+        case("one byte more than the pod's MTU, in its last hop", long.clone(), TX, Reason::TooBig)
+            .becomes(ends.error(ends.node, (3, 4), (2, 0), 1500, &long)),
+    ]
+}
+
+#[test]
+fn packets_to_pods_that_own_the_vip_keep_every_byte() {
+    let cases = [0, 1].map(Ends::of).map(untouched).into_iter().flatten();
     check(&Content::full(), cases.collect());
 }
 

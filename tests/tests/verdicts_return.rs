@@ -16,7 +16,7 @@ use lb_tests::{
     packets::{Checksum, Extension, Packet, Transport, VLAN, flag, hex},
     world::{
         World,
-        content::{Content, VIPS, backend, pod},
+        content::{Content, VIPS, backend, direct, pod},
         frame::TestFrame,
     },
 };
@@ -30,8 +30,10 @@ enum Becomes {
     Passes(Reason),
     Dropped(Reason),
     ComesFrom(Address, u16),
+    /// As it is, counted under this backend.
+    Leaves(u32),
 }
-use Becomes::{ComesFrom, Dropped, Passes};
+use Becomes::{ComesFrom, Dropped, Leaves, Passes};
 
 /// A pod that talks to a client, in one family.
 #[derive(Clone, Copy)]
@@ -92,6 +94,7 @@ fn decide(world: &World, packet: &Packet, place: Place) -> Becomes {
         Reply::Pass(reason) => Passes(reason),
         Reply::Drop(reason) => Dropped(reason),
         Reply::Rewrite { vip, port, .. } => ComesFrom(vip, port),
+        Reply::Leave { backend, .. } => Leaves(backend),
         Reply::Answer { .. } => Dropped(Reason::SelfTest),
     }
 }
@@ -224,6 +227,108 @@ fn a_session_of_a_vip_stays_one_when_it_is_seen_at_the_pod() {
         let seen = observe(&TestFrame::new(&packet.frame()), &world, Place::Pod);
         assert_eq!(seen, Observed::Pass(Reason::BypassSeen));
         assert_eq!(world.bypasses.borrow().get(&ends.connection()), Some(&7));
+    }
+}
+
+impl Ends {
+    /// From a VIP, as a pod that owns it speaks.
+    fn of_vip(self) -> Packet {
+        Packet::from(IpAddr::from(self.vip(0))).to(self.client)
+    }
+
+    fn owner(self, world: &World, port: u16, protocol: u8) -> u32 {
+        world.content.backend_id(VIPS[self.family][0], port, protocol, direct::OWNER)
+    }
+}
+
+#[test]
+fn a_pod_that_owns_the_vip_is_known_by_its_interface() {
+    check(|ends, world| {
+        let backend = ends.owner(world, direct::PORT, protocol::TCP);
+        let segment = || ends.of_vip().tcp(direct::PORT, PORT);
+        let to_vip = Packet { destination: ends.vip(1).into(), ..segment() };
+        vec![
+            ("a segment", segment(), Leaves(backend)),
+            ("a SYN-ACK with 255 hops", segment().flags(flag::SYN | flag::ACK).hops(255), Leaves(backend)),
+            ("the last hop", segment().hops(1), Leaves(backend)),
+            (
+                "a datagram",
+                ends.of_vip().udp(direct::PORT_UDP, 9),
+                Leaves(ends.owner(world, direct::PORT_UDP, protocol::UDP)),
+            ),
+            ("a connection of its own", segment().syn(), Passes(Reason::Bypassed)),
+            ("another port of the VIP", ends.of_vip().tcp(80, PORT), Passes(Reason::NotAReply)),
+            ("the other protocol", ends.of_vip().udp(direct::PORT, PORT), Passes(Reason::NotAReply)),
+            ("another VIP", Packet { source: ends.vip(1).into(), ..segment() }, Passes(Reason::NotAReply)),
+            ("to a VIP", to_vip, Dropped(Reason::ReplyToVip)),
+            ("a fragment", fragment(segment()), Passes(Reason::NotAReply)),
+        ]
+    });
+}
+
+#[test]
+fn whoever_else_speaks_from_the_vip_is_left_to_the_stack() {
+    for ends in [0, 1].map(Ends::of) {
+        let mut world = World::new(&Content::full());
+        let segment = ends.of_vip().tcp(direct::PORT_MANY, PORT);
+        let own = Leaves(ends.owner(&world, direct::PORT_MANY, protocol::TCP));
+        assert_eq!(decide(&world, &segment, Place::Pod), own);
+        assert_eq!(decide(&world, &segment, Place::Uplink), Passes(Reason::NotAReply), "at the uplink");
+        let writes = world.writes.get();
+        world.interface = 100 + direct::NARROW;
+        let narrow = world.content.backend_id(VIPS[ends.family][0], direct::PORT_MANY, protocol::TCP, direct::NARROW);
+        assert_eq!(decide(&world, &segment, Place::Pod), Leaves(narrow), "the other pod that owns it");
+        world.interface = 77;
+        for packet in [segment.clone(), segment.syn()] {
+            assert_eq!(decide(&world, &packet, Place::Pod), Passes(Reason::NotAReply), "no backend's pod");
+        }
+        assert_eq!(world.writes.get(), writes, "nothing is recorded");
+    }
+}
+
+#[test]
+fn the_answer_of_a_pod_that_owns_the_vip_to_a_self_test_goes_no_further() {
+    for ends in [0, 1].map(Ends::of) {
+        let mut content = Content::full();
+        for (_, endpoint) in content.endpoints.iter_mut().filter(|(key, _)| key.interface == direct::INTERFACE) {
+            endpoint.flags = endpoint_flags::SELF_TEST;
+        }
+        let world = World::new(&content);
+        for packet in [ends.of_vip().tcp(direct::PORT, PORT), ends.of_vip().tcp(direct::PORT, PORT).syn()] {
+            assert_eq!(decide(&world, &packet, Place::Pod), Dropped(Reason::SelfTest));
+        }
+    }
+}
+
+#[test]
+fn the_loaded_program_sends_out_what_a_vips_own_pods_send_as_it_is() {
+    let Some(object) = object() else { return };
+    let content = Content::full();
+    let mut elsewhere = content.clone();
+    for (key, _) in elsewhere.endpoints.iter_mut().filter(|(key, _)| key.interface == direct::INTERFACE) {
+        key.interface += 1;
+    }
+    let (mut kernel, mut foreign) = (Kernel::load(&object, &content), Kernel::load(&object, &elsewhere));
+    let macs = ([2, 9, 9, 9, 9, 1], [2, 9, 9, 9, 9, 2]);
+    kernel.add_routes(&content, &[0, 1].map(|family| Ends::of(family).client.into()), macs);
+    for ends in [0, 1].map(Ends::of) {
+        for (what, packet) in [
+            ("a segment", ends.of_vip().tcp(direct::PORT, PORT).hops(255).carrying_bytes(1001)),
+            ("a segment with a wrong checksum", ends.of_vip().tcp(direct::PORT, PORT).checksum(Checksum::Wrong)),
+            ("the last hop", ends.of_vip().tcp(direct::PORT_MANY, PORT).hops(1)),
+            ("a datagram", ends.of_vip().udp(direct::PORT_UDP, 9).hops(255).with_options(12)),
+        ] {
+            kernel.reset();
+            let (action, bytes) = kernel.run_tc("sluice_return", &packet.frame());
+            assert_eq!(kernel.reasons(), [(Reason::Replied, 1)], "{what} to {}", ends.client);
+            assert_eq!(action, REDIRECTED, "{what} to {}", ends.client);
+            let out = packet.clone().macs(macs.0, macs.1);
+            assert_eq!(hex(&bytes), hex(&out.frame()), "{what} to {}", ends.client);
+            foreign.reset();
+            let (action, bytes) = foreign.run_tc("sluice_return", &packet.frame());
+            assert_eq!((action, hex(&bytes)), (UNSPEC, hex(&packet.frame())), "{what} from no backend's pod");
+            assert_eq!(foreign.reasons(), [(Reason::NotAReply, 1)], "{what} from no backend's pod");
+        }
     }
 }
 

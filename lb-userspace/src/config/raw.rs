@@ -60,6 +60,7 @@ pub(super) struct RawService {
     pub ports: Option<Spanned<Vec<Scalar>>>,
     pub replies: Option<Scalar>,
     pub rung: Option<Scalar>,
+    pub assign_vip: Option<Scalar>,
     pub backends: Option<Spanned<Vec<Spanned<RawBackend>>>>,
 }
 

@@ -32,11 +32,12 @@ const BACKENDS_MAX: usize = maglev::NO_OWNER as usize;
 const PROTOCOLS: [(&str, Protocol); 2] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
 const REPLIES: [(&str, ReplyMode); 3] =
     [("static", ReplyMode::Static), ("recorded", ReplyMode::Recorded), ("none", ReplyMode::None)];
-const RUNGS: [(&str, RungChoice); 4] = [
-    ("auto", RungChoice::Auto),
-    ("redirect", RungChoice::Only(Rung::Redirect)),
-    ("peer", RungChoice::Only(Rung::Peer)),
-    ("stack", RungChoice::Only(Rung::Stack)),
+const RUNGS: [(&str, Option<Rung>); 5] = [
+    ("auto", None),
+    ("redirect", Some(Rung::Redirect)),
+    ("peer", Some(Rung::Peer)),
+    ("stack", Some(Rung::Stack)),
+    ("direct", Some(Rung::Direct)),
 ];
 
 /// Reads all entries; holds what one entry must not have in common with another.
@@ -57,6 +58,8 @@ struct Target {
     weight: u16,
     drain: bool,
     position: Position,
+    /// Where the port stands, if it is written.
+    port_position: Position,
 }
 
 impl<'a> Services<'a> {
@@ -102,18 +105,28 @@ impl<'a> Services<'a> {
             .required(raw.protocol.as_ref(), place, "protocol", "write protocol: TCP or protocol: UDP")
             .and_then(|value| self.note(value.choice("protocol", &PROTOCOLS)));
         let ports = self.ports(raw.ports.as_ref(), place);
-        let replies = protocol.and_then(|protocol| self.replies(raw.replies.as_ref(), protocol));
-        let rung = raw.rung.as_ref().map_or(Ok(RungChoice::Auto), |rung| rung.choice("rung", &RUNGS));
+        let rung = raw.rung.as_ref().map_or(Ok(None), |rung| rung.choice("rung", &RUNGS));
         let rung = self.note(rung);
+        let is_direct = rung == Some(Some(Rung::Direct));
+        let replies = protocol.and_then(|protocol| self.replies(raw.replies.as_ref(), protocol, is_direct));
+        let assign = self.assign_vip(raw.assign_vip.as_ref(), is_direct || rung.is_none());
         let targets = self.targets(raw.backends.as_ref(), vip);
         self.check_same_backend(&targets, &ports);
+        if is_direct {
+            self.check_same_port(&targets, &ports);
+        }
 
         let (Some(name), Some(vip), Some(protocol)) = (name, vip, protocol) else {
             return Vec::new();
         };
         self.check_taken(name, vip, protocol, &ports);
-        let (Some(replies), Some(rung)) = (replies, rung) else {
+        let (Some(replies), Some(rung), Some(assign)) = (replies, rung, assign) else {
             return Vec::new();
+        };
+        let rung = match rung {
+            None => RungChoice::Auto,
+            Some(Rung::Direct) => RungChoice::Direct { vip, assign },
+            Some(rung) => RungChoice::Only(rung),
         };
         let service = |&(port, _): &(u16, Position)| Service {
             name: name.to_owned(),
@@ -179,10 +192,10 @@ impl<'a> Services<'a> {
         ports.filter_map(|port| self.note(port.port()).map(|number| (number, port.position))).collect()
     }
 
-    fn replies(&mut self, replies: Option<&Scalar>, protocol: Protocol) -> Option<ReplyMode> {
+    fn replies(&mut self, replies: Option<&Scalar>, protocol: Protocol, is_direct: bool) -> Option<ReplyMode> {
         let default = match protocol {
-            Protocol::Tcp => ReplyMode::Static,
-            Protocol::Udp => ReplyMode::Recorded,
+            Protocol::Udp if !is_direct => ReplyMode::Recorded,
+            Protocol::Tcp | Protocol::Udp => ReplyMode::Static,
         };
         let Some(scalar) = replies else {
             return Some(default);
@@ -193,8 +206,39 @@ impl<'a> Services<'a> {
                 format!("replies {} is for UDP, and the service is TCP", quote(&scalar.text)),
                 "remove the key: replies of TCP are always static",
             ));
+        } else if is_direct && mode == ReplyMode::Recorded {
+            self.problems.push(scalar.problem(
+                "replies `recorded` is for services whose replies are rewritten, and rung `direct` rewrites nothing",
+                "write replies: static, or replies: none to leave what the pods send to the node's stack",
+            ));
         }
         Some(mode)
+    }
+
+    fn assign_vip(&mut self, switch: Option<&Scalar>, is_for_direct: bool) -> Option<bool> {
+        let Some(scalar) = switch else { return Some(false) };
+        let assign = self.note(scalar.switch("assignVip"))?;
+        if assign && !is_for_direct {
+            self.problems.push(scalar.problem(
+                "assignVip is for rung `direct`: by the other rungs pods know nothing of the VIP",
+                "write rung: direct beside it, or remove the key",
+            ));
+        }
+        Some(assign)
+    }
+
+    /// A pod that owns the VIP gets the packet as it came.
+    fn check_same_port(&mut self, targets: &[Target], ports: &[(u16, Position)]) {
+        for target in targets {
+            let Some(port) = target.port else { continue };
+            if let Some((other, Position { line, .. })) = ports.iter().find(|(service_port, _)| *service_port != port) {
+                self.problems.push(Problem::new(
+                    target.port_position,
+                    format!("backend port {port} is not the service's {other}, see line {line}: rung `direct` rewrites nothing"),
+                    "remove the key `port`, and let the pod listen on the service's port",
+                ));
+            }
+        }
     }
 
     fn targets(&mut self, list: Option<&'a Spanned<Vec<Spanned<RawBackend>>>>, vip: Option<IpAddr>) -> Vec<Target> {
@@ -226,11 +270,12 @@ impl<'a> Services<'a> {
                 format!("write the pod's {} address, or a service of its own for each family", family(vip)),
             ));
         }
+        let port_position = raw.port.as_ref().map_or(place, |port| port.position);
         let port = raw.port.as_ref().map(Scalar::port).transpose();
         let weight = raw.weight.as_ref().map_or(Ok(WEIGHT_DEFAULT), Scalar::weight);
         let drain = raw.drain.as_ref().map_or(Ok(false), |drain| drain.switch("drain"));
         let (port, weight, drain) = (self.note(port), self.note(weight), self.note(drain));
-        Some(Target { address: parsed?, port: port?, weight: weight?, drain: drain?, position: place })
+        Some(Target { address: parsed?, port: port?, weight: weight?, drain: drain?, position: place, port_position })
     }
 
     /// Two entries may be the same backend on one of the ports only: one names it, the other takes the service's.

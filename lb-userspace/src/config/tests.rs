@@ -6,6 +6,8 @@ use std::{
 use super::*;
 use crate::model::{Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, XdpModeChoice};
 
+mod direct;
+
 /// Stands before a value that is refused; not part of the file.
 const MARK: char = '▶';
 
@@ -388,7 +390,7 @@ fn choices_are_refused_with_what_they_can_be() {
 ",
         &[
             "protocol `udp` is unknown; did you mean `UDP`? it can be TCP, UDP",
-            "rung `fastest` is unknown; write one of auto, redirect, peer, stack",
+            "rung `fastest` is unknown; write one of auto, redirect, peer, stack, direct",
             "protocol `SCTP` is unknown; write one of TCP, UDP",
             "replies `recorded` is for UDP, and the service is TCP; remove the key: replies of TCP are always static",
             "replies `recoded` is unknown; did you mean `recorded`? it can be static, recorded, none",

@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_millis(40);
 pub struct Question {
     /// The pod's address.
     pub address: IpAddr,
+    /// The VIP that the pod owns: by rung `direct` it is that which must answer.
+    pub vip: Option<IpAddr>,
     /// Its place, with the rung in question.
     pub place: Place,
     /// Who the frame comes from: an address that the node reaches by the uplink.
@@ -44,15 +46,18 @@ pub struct Question {
     pub generic: bool,
     /// Its MAC: the stack takes nothing that is addressed to another.
     pub uplink_mac: [u8; 6],
-    /// A port of the pod that is no endpoint.
+    /// A port of the pod that is no endpoint; of the VIP that the pod owns, one that no service has.
     pub port: u16,
 }
 
 /// Asks, and returns whether an answer came back through the return program.
 pub fn ask(object: &mut Ebpf, tables: &mut Tables, sizes: &Sizes, question: &Question) -> Result<bool, DataPlaneError> {
-    let vip = SELF_TEST_VIPS[usize::from(question.address.is_ipv6())];
+    let vip = question.vip.unwrap_or(SELF_TEST_VIPS[usize::from(question.address.is_ipv6())]);
     let service = ServiceKey::new(vip.into(), question.port, protocol::TCP);
-    let endpoint = ServiceKey::new(question.address.into(), question.port, protocol::TCP);
+    let endpoint = match question.vip {
+        Some(_) => service.at(question.place.ifindex),
+        None => ServiceKey::new(question.address.into(), question.port, protocol::TCP),
+    };
     let backend = sizes.backends - 1;
     for op in install(question, sizes, service, endpoint) {
         tables.apply(&op)?;
@@ -78,7 +83,7 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
         MapOp::WriteBackends {
             offset: entry,
             backends: vec![abi::Backend {
-                address: question.address.into(),
+                address: endpoint.address,
                 id,
                 endpoint: id,
                 ifindex: place.ifindex,
@@ -89,11 +94,7 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
                 rung,
                 destination_mac: place.destination_mac,
                 source_mac: place.source_mac,
-                address_change: checksum::change_address(
-                    service.address,
-                    question.address.into(),
-                    question.address.is_ipv4(),
-                ),
+                address_change: checksum::change_address(service.address, endpoint.address, question.address.is_ipv4()),
                 ..abi::Backend::default()
             }],
         },

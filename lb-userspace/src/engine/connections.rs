@@ -46,6 +46,8 @@ impl Engine {
     fn apply_one(&mut self, op: &MapOp) -> anyhow::Result<()> {
         if let MapOp::SetEndpoint { key, value } = op
             && key.protocol == protocol::TCP
+            // What leaves a pod that owns its VIP is not rewritten: there is nothing to be learned.
+            && key.interface == 0
             && self.tables.endpoint(key).is_none()
         {
             let mut learning = *value;
@@ -79,7 +81,7 @@ impl Engine {
             .planner
             .endpoints()
             .iter()
-            .filter(|(key, _)| key.protocol == Protocol::Tcp && fresh.contains(&key.address))
+            .filter(|(key, _)| key.protocol == Protocol::Tcp && key.vip.is_none() && fresh.contains(&key.address))
             .map(|(key, endpoint)| ((key.address, key.port), endpoint.id))
             .collect();
         if !endpoints.is_empty() {
@@ -194,6 +196,6 @@ fn key_of(connection: &Connection) -> BypassKey {
 
 fn endpoint_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {
     let protocol = if key.protocol == protocol::TCP { Protocol::Tcp } else { Protocol::Udp };
-    let endpoint = EndpointKey { address: key.pod.into(), protocol, port: key.pod_port };
+    let endpoint = EndpointKey::new(key.pod.into(), protocol, key.pod_port);
     planner.endpoints().get(&endpoint).map(|endpoint| endpoint.id)
 }

@@ -7,6 +7,7 @@ mod pods;
 mod prune;
 mod report;
 mod uplinks;
+mod vips;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -372,6 +373,7 @@ impl Engine {
         for ifindex in self.attached.interfaces() {
             self.attached.detach(ifindex);
         }
+        self.withdraw_all_vips();
         self.restore_gro();
         if let Err(error) = bpffs::remove(&self.snapshot.pin_directory) {
             warn!(%error, path = %self.snapshot.pin_directory.display(), "cannot remove the pins");

@@ -9,7 +9,7 @@ use std::{
 use lb_common::abi;
 use tracing::{debug, info, warn};
 
-use super::Engine;
+use super::{Engine, vips};
 use crate::{
     dataplane::probe::{self, Question},
     model::{Rung, RungChoice},
@@ -19,7 +19,7 @@ use crate::{
         routes::{Family, Routes},
     },
     plan::planner::{Place, Places},
-    status::{AttachMode, BackendState},
+    status::{AttachMode, BackendState, VipOnLo},
 };
 
 /// How long a rung that failed is left alone before it is tried again.
@@ -94,7 +94,12 @@ impl Site {
             Self::Pod(_) => &[Rung::Redirect, Rung::Peer, Rung::Stack][..],
             Self::Host | Self::Routed(_) => &[Rung::Stack],
         };
-        all.iter().copied().filter(|rung| choice == RungChoice::Auto || choice == RungChoice::Only(*rung)).collect()
+        match choice {
+            RungChoice::Auto => all.to_vec(),
+            RungChoice::Only(rung) => all.iter().copied().filter(|other| *other == rung).collect(),
+            RungChoice::Direct { .. } if matches!(self, Self::Pod(_)) => vec![Rung::Direct],
+            RungChoice::Direct { .. } => Vec::new(),
+        }
     }
 }
 
@@ -108,6 +113,8 @@ pub struct Finding {
     pub state: BackendState,
     /// Where the state comes from.
     pub reason: Option<String>,
+    /// By rung `direct`: whether the pod owns the VIP.
+    pub vip_on_lo: Option<VipOnLo>,
     /// When it was tested; `None` while it waits for that.
     tried: Option<Instant>,
 }
@@ -167,7 +174,7 @@ impl Engine {
         places
     }
 
-    fn wanted_pods(&self) -> BTreeSet<Wanted> {
+    pub(super) fn wanted_pods(&self) -> BTreeSet<Wanted> {
         let services = &self.snapshot.services;
         services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect()
     }
@@ -193,6 +200,7 @@ impl Engine {
             links.pods.iter().any(|pod| (pod.netns_id, pod.pod_ifindex) == (change.netns, change.ifindex))
         };
         self.gro_changes.retain(here);
+        self.withdraw_vips(links);
     }
 
     fn site(&self, address: IpAddr, links: &Links, routes: &Routes) -> Option<Site> {
@@ -251,6 +259,11 @@ impl Engine {
             (Some(known), Some(site)) => known.is_same_way(site),
             (known, site) => known.is_none() && site.is_none(),
         });
+        let on_lo = |site: Option<&Site>| match site {
+            Some(Site::Pod(pod)) => wanted.1.owned_vip().map(|vip| vips::vip_on_lo(pod, vip)),
+            _ => None,
+        };
+        let earlier = earlier.filter(|known| known.vip_on_lo == on_lo(site));
         let late = site.is_some() && Instant::now() >= deadline;
         let is_recent = |known: &Finding| known.tried.is_some_and(|tried| tried.elapsed() < RETRY);
         match earlier {
@@ -262,6 +275,7 @@ impl Engine {
                 rung: None,
                 state: BackendState::Pending,
                 reason: Some("waits for its self-test; others are tested".into()),
+                vip_on_lo: on_lo(site),
                 tried: None,
             }),
             _ => None,
@@ -270,7 +284,16 @@ impl Engine {
 
     fn settle(&mut self, wanted: Wanted, site: Option<Site>, links: &Links, routes: &Routes) -> Finding {
         let tried = Some(Instant::now());
-        let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, tried };
+        let owned = match (&site, wanted.1) {
+            (Some(Site::Pod(pod)), RungChoice::Direct { vip, assign }) => Some(self.own_vip(pod, vip, assign)),
+            _ => None,
+        };
+        let vip_on_lo = owned.as_ref().map(|owned| owned.as_ref().copied().unwrap_or(VipOnLo::Missing));
+        let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, vip_on_lo, tried };
+        if let Some(Err(reason)) = owned {
+            warn!(backend = %wanted.0, reason, "backend cannot be reached");
+            return finding(BackendState::VipMissing, None, Some(reason));
+        }
         let Some(found) = &site else {
             let reason = match links.pod_with_address(wanted.0) {
                 Some(pod) => format!("the pod's interface is down; see `ip link show {}`", pod.host_name),
@@ -280,7 +303,7 @@ impl Engine {
         };
         let mut reasons = Vec::new();
         for rung in found.rungs(wanted.1) {
-            match self.try_rung(wanted.0, found, rung, links, routes) {
+            match self.try_rung(wanted, found, rung, links, routes) {
                 Ok(()) => {
                     info!(backend = %wanted.0, ?rung, interface = found.interface(), "backend reached");
                     let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
@@ -302,7 +325,7 @@ impl Engine {
 
     fn try_rung(
         &mut self,
-        address: IpAddr,
+        (address, choice): Wanted,
         site: &Site,
         rung: Rung,
         links: &Links,
@@ -312,7 +335,7 @@ impl Engine {
             if !self.attached.contains(pod.host_ifindex) {
                 return Err("its interface has no return program".into());
             }
-            if rung == Rung::Redirect {
+            if matches!(rung, Rung::Redirect | Rung::Direct) {
                 self.turn_gro_on(pod).map_err(|error| format!("GRO of the pod's interface: {error}"))?;
             }
         }
@@ -327,12 +350,13 @@ impl Engine {
             .ok_or("the uplink has no address of this family to test from")?;
         let question = Question {
             address,
+            vip: choice.owned_vip(),
             place: site.place(rung),
             client,
             uplink: uplink.ifindex,
             uplink_mac: uplink.mac,
             generic: uplink.mode == AttachMode::Generic,
-            port: self.unused_port(address),
+            port: self.unused_port(address, choice.owned_vip()),
         };
         match probe::ask(&mut self.object, &mut self.tables, &self.sizes, &question) {
             Ok(true) => Ok(()),
@@ -341,16 +365,13 @@ impl Engine {
         }
     }
 
-    /// A TCP port of a pod that no service uses.
-    fn unused_port(&self, address: IpAddr) -> u16 {
-        let used: BTreeSet<u16> = self
-            .snapshot
-            .services
-            .iter()
-            .flat_map(|service| &service.backends)
-            .filter(|backend| backend.address == address)
-            .map(|backend| backend.port)
-            .collect();
+    /// A TCP port of a pod, and of the VIP that it owns, that no service uses.
+    fn unused_port(&self, address: IpAddr, vip: Option<IpAddr>) -> u16 {
+        let services = &self.snapshot.services;
+        let pods = services.iter().flat_map(|service| &service.backends);
+        let pods = pods.filter(|backend| backend.address == address).map(|backend| backend.port);
+        let vips = services.iter().filter(|service| Some(service.vip) == vip).map(|service| service.port);
+        let used: BTreeSet<u16> = pods.chain(vips).collect();
         (1..u16::MAX).find(|port| !used.contains(port)).unwrap_or(u16::MAX)
     }
 

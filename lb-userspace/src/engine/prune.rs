@@ -67,7 +67,7 @@ impl Engine {
     ) {
         let Some(bits) = self.planner.services().get(&vip).map(|service| service.value.slots_log2) else { return };
         let seed = self.tables.settings().maglev_seed;
-        let local = SocketAddr::new(endpoint.address, endpoint.port);
+        let local = SocketAddr::new(endpoint.local_address(), endpoint.port);
         let slots: BTreeSet<u32> = found
             .iter()
             .filter(|connection| connection.local == local)

@@ -34,7 +34,7 @@ impl Engine {
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {
-        let key = VipKey { address: service.vip, protocol: service.protocol, port: service.port };
+        let key = VipKey::new(service.vip, service.protocol, service.port);
         let installed = self.planner.services().get(&key);
         let backends: Vec<BackendStatus> = service
             .backends
@@ -55,6 +55,7 @@ impl Engine {
                     state: finding.map_or(BackendState::Pending, |finding| finding.state),
                     reason: finding.and_then(|finding| finding.reason.clone()),
                     interface: finding.and_then(|finding| finding.interface().map(str::to_owned)),
+                    vip_on_lo: finding.and_then(|finding| finding.vip_on_lo),
                     packets: traffic.packets,
                     bytes: traffic.bytes,
                 }

@@ -14,7 +14,7 @@ use netlink_packet_route::{
     link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
 };
 
-use super::{Error, InterfaceIndex, Netlink, NetnsId, Result};
+use super::{Error, InterfaceIndex, Netlink, NetnsId, Result, loopback};
 
 /// An Ethernet address; all zero where the interface has none.
 pub type Mac = [u8; 6];
@@ -104,6 +104,8 @@ pub struct InterfaceAddress {
     pub prefix_length: u8,
     /// Routable: neither link-local nor only for the host itself.
     pub is_global: bool,
+    /// Put there by an agent: see [`loopback`](super::loopback).
+    pub is_assigned: bool,
 }
 
 /// A pod's interface, seen from its node.
@@ -131,6 +133,8 @@ pub struct PodInterface {
     pub addresses: Vec<IpAddr>,
     /// Addresses of global scope on the pod's `lo`, ordered: VIPs that the pod answers for itself, as a rule.
     pub loopback_addresses: Vec<IpAddr>,
+    /// All that the pod's `lo` has, of every scope.
+    pub loopback: Vec<InterfaceAddress>,
 }
 
 impl Links {
@@ -209,6 +213,7 @@ fn pod_interface(host: &Link, netns_id: NetnsId, inside: &BTreeMap<InterfaceInde
         netns_id,
         addresses: global(pod),
         loopback_addresses: loopback.map(|link| global(link)).unwrap_or_default(),
+        loopback: loopback.map(|link| link.addresses.clone()).unwrap_or_default(),
     })
 }
 
@@ -315,19 +320,20 @@ fn decode_xdp(attributes: &[LinkXdp]) -> Vec<XdpAttachment> {
 }
 
 fn decode_address(message: &AddressMessage) -> Option<InterfaceAddress> {
-    let (mut local, mut address, mut refused) = (None, None, false);
+    let (mut local, mut address, mut refused, mut is_assigned) = (None, None, false, false);
     for attribute in &message.attributes {
         match attribute {
             // On a point-to-point interface `Address` is the other end's; IPv6 has only that one otherwise.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Flags(flags) => refused = flags.contains(AddressFlags::Dadfailed),
+            AddressAttribute::Protocol(protocol) => is_assigned = *protocol == loopback::ASSIGNED,
             _ => {}
         }
     }
     let address = local.or(address).filter(|_| !refused)?;
     let is_global = message.header.scope == AddressScope::Universe;
-    Some(InterfaceAddress { address, prefix_length: message.header.prefix_len, is_global })
+    Some(InterfaceAddress { address, prefix_length: message.header.prefix_len, is_global, is_assigned })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 pub mod ethtool;
 pub mod links;
+pub mod loopback;
 pub mod monitor;
 pub mod netns;
 pub mod routes;

@@ -84,6 +84,14 @@ impl Netlink {
             .ok_or_else(|| Error::Answer { action: action.to_owned(), detail: "an empty one".to_owned() })
     }
 
+    /// Has the kernel do something; `flags` beside those of every request.
+    pub(super) fn change<Q>(&mut self, action: &str, request: Q, flags: u16) -> Result<()>
+    where
+        Q: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.ask::<Q, Q>(action, request, NLM_F_ACK | flags).map(drop)
+    }
+
     fn ask<Q, A>(&mut self, action: &str, question: Q, flags: u16) -> Result<Answers<A>>
     where
         Q: NetlinkSerializable,

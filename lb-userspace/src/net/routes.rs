@@ -206,7 +206,12 @@ mod tests {
 
     fn subnet(text: &str) -> InterfaceAddress {
         let (address, length) = text.split_once('/').unwrap();
-        InterfaceAddress { address: ip(address), prefix_length: length.parse().unwrap(), is_global: true }
+        InterfaceAddress {
+            address: ip(address),
+            prefix_length: length.parse().unwrap(),
+            is_global: true,
+            is_assigned: false,
+        }
     }
 
     #[test]

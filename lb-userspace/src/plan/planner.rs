@@ -33,17 +33,30 @@ pub struct EndpointKey {
     pub protocol: Protocol,
     /// The pod's port.
     pub port: u16,
+    /// The VIP that the pod owns (rung `direct`): under each it is another endpoint.
+    pub vip: Option<IpAddr>,
 }
 
 impl EndpointKey {
-    /// The endpoint of a service's backend.
-    pub const fn of(service: &Service, backend: &Backend) -> Self {
-        Self { address: backend.address, protocol: service.protocol, port: backend.port }
+    /// Of a pod that is known by its own address; of a VIP.
+    pub const fn new(address: IpAddr, protocol: Protocol, port: u16) -> Self {
+        Self { address, protocol, port, vip: None }
     }
 
-    /// As a key of the map `endpoints`.
+    /// The endpoint of a service's backend.
+    pub const fn of(service: &Service, backend: &Backend) -> Self {
+        let vip = service.rung.owned_vip();
+        Self { vip, ..Self::new(backend.address, service.protocol, backend.port) }
+    }
+
+    /// The address that the pod's sockets have.
+    pub fn local_address(&self) -> IpAddr {
+        self.vip.unwrap_or(self.address)
+    }
+
+    /// As a key of the map `services`, and of `endpoints` where the pod is not known by its interface.
     pub fn to_abi(self) -> ServiceKey {
-        ServiceKey::new(self.address.into(), self.port, self.protocol.number())
+        ServiceKey::new(self.local_address().into(), self.port, self.protocol.number())
     }
 }
 
@@ -76,6 +89,7 @@ pub const fn rung_number(rung: Rung) -> u8 {
         Rung::Redirect => abi::rung::REDIRECT,
         Rung::Peer => abi::rung::PEER,
         Rung::Stack => abi::rung::STACK,
+        Rung::Direct => abi::rung::DIRECT,
     }
 }
 
@@ -101,6 +115,8 @@ pub struct InstalledEndpoint {
     pub id: u32,
     /// Value in `endpoints`, where the return path is concerned with it.
     pub value: Option<abi::Endpoint>,
+    /// Key of that value.
+    key: ServiceKey,
     /// What is the same in every service that has it: the backend without its id and flags.
     pub(super) way: abi::Backend,
     /// Services that have it, the oldest first.
@@ -274,7 +290,7 @@ impl Planner {
             None => (self.endpoint_ids.take().ok_or_else(|| self.full_backends())?, 0),
         };
         let mut way = abi::Backend {
-            address: key.address.into(),
+            address: key.local_address().into(),
             port: key.port,
             endpoint: id,
             netns_id: abi::NO_NETNS,
@@ -294,7 +310,8 @@ impl Planner {
                 installed.way = way;
             }
             None => {
-                self.endpoints.insert(key, InstalledEndpoint { id, value: None, way, services: Vec::new() });
+                let installed = InstalledEndpoint { id, value: None, key: key.to_abi(), way, services: Vec::new() };
+                self.endpoints.insert(key, installed);
             }
         }
         Ok(())
@@ -331,6 +348,7 @@ impl Planner {
         for (vip, service) in &self.services {
             ids.extend(service.backends.iter().map(|backend| ((*vip, backend.endpoint), backend.value.id)));
         }
+        let (mut moved, mut gone, mut set) = (Vec::new(), Vec::new(), Vec::new());
         for (key, installed) in &mut self.endpoints {
             let value = default_service(installed, &replies).and_then(|default| {
                 Some(abi::Endpoint {
@@ -342,27 +360,47 @@ impl Planner {
                     netns_id: installed.way.netns_id,
                 })
             });
-            if value != installed.value {
-                match value {
-                    Some(value) => steps.endpoints.push(MapOp::SetEndpoint { key: key.to_abi(), value }),
-                    None => steps.remove.push(MapOp::RemoveEndpoint { key: key.to_abi() }),
-                }
-                installed.value = value;
+            // A pod that owns its VIP is known by its interface, and not at all without one.
+            let value = value.filter(|_| key.vip.is_none() || installed.way.ifindex != 0);
+            let at = if key.vip.is_some() { key.to_abi().at(installed.way.ifindex) } else { key.to_abi() };
+            match (installed.value, value) {
+                (Some(_), None) => gone.push(installed.key),
+                (Some(_), Some(_)) if at != installed.key => moved.push(installed.key),
+                _ => {}
             }
+            if let Some(value) = value.filter(|_| value != installed.value || at != installed.key) {
+                set.push(MapOp::SetEndpoint { key: at, value });
+            }
+            (installed.value, installed.key) = (value, at);
         }
+        // Before what takes its place, which may need the room.
+        steps.endpoints.extend(self.without_endpoints(&moved));
+        steps.endpoints.extend(set);
+        steps.remove.extend(self.without_endpoints(&gone));
+    }
+
+    /// Takes keys out of `endpoints`, but for those that another endpoint has now: two addresses of one pod are one at
+    /// its interface.
+    fn without_endpoints(&self, keys: &[ServiceKey]) -> Vec<MapOp> {
+        let heir = |key| self.endpoints.values().filter(|other| other.key == key).find_map(|other| other.value);
+        let op = |&key| match heir(key) {
+            Some(value) => MapOp::SetEndpoint { key, value },
+            None => MapOp::RemoveEndpoint { key },
+        };
+        keys.iter().map(op).collect()
     }
 
     fn drop_endpoints(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
         let wanted: BTreeSet<EndpointKey> =
             snapshot.services.iter().flat_map(|s| s.backends.iter().map(|b| EndpointKey::of(s, b))).collect();
         let gone: Vec<EndpointKey> = self.endpoints.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        let mut keys = Vec::new();
         for key in gone {
             let Some(installed) = self.endpoints.remove(&key) else { continue };
-            if installed.value.is_some() {
-                steps.remove.push(MapOp::RemoveEndpoint { key: key.to_abi() });
-            }
+            keys.extend(installed.value.map(|_| installed.key));
             self.endpoint_ids.free(installed.id, steps.now);
         }
+        steps.remove.extend(self.without_endpoints(&keys));
     }
 
     /// A VIP is one after its first service is there, and no more before the last one goes.
@@ -400,7 +438,7 @@ pub const fn backend_entries(capacities: &Capacities) -> u32 {
 }
 
 pub(super) fn vip_key(service: &Service) -> VipKey {
-    VipKey { address: service.vip, protocol: service.protocol, port: service.port }
+    VipKey::new(service.vip, service.protocol, service.port)
 }
 
 pub(super) fn table_member(backend: &Backend) -> maglev::Member {

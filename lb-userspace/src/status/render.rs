@@ -299,9 +299,13 @@ fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),
         (state @ (BackendState::Pending | BackendState::Remote), _) => cell(state.name()).styled(Style::Partly),
-        (state @ (BackendState::NoInterface | BackendState::SelfTestFailed | BackendState::Failed), _) => {
-            cell(state.name()).styled(Style::Bad)
-        }
+        (
+            state @ (BackendState::NoInterface
+            | BackendState::SelfTestFailed
+            | BackendState::Failed
+            | BackendState::VipMissing),
+            _,
+        ) => cell(state.name()).styled(Style::Bad),
     };
     vec![
         cell(format!("  {}", SocketAddr::new(backend.address, backend.port))),

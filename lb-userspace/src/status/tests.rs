@@ -29,6 +29,7 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
         state: BackendState::Ready,
         reason: None,
         interface: Some("veth0a1b2c3d".into()),
+        vip_on_lo: None,
         packets,
         bytes: packets * 120,
     }

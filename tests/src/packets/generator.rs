@@ -6,7 +6,7 @@ use lb_common::mark;
 
 use super::{Checksum, Extension, Packet, QINQ, Transport, VLAN, flag, random::Random};
 use crate::world::{
-    content::{VIPS, moved, pod, service_ports},
+    content::{VIPS, direct, moved, pod, service_ports},
     sockets,
 };
 
@@ -154,7 +154,7 @@ impl Generator {
         packet.source = sockets::client(family, random.below(sockets::CLIENTS) as u8);
         packet.destination = VIPS[family][0].parse().expect("an address");
         let from = sockets::FIRST_PORT + random.below(sockets::PORTS) as u16;
-        let (to, protocol) = random.pick(&moved::PORTS);
+        let (to, protocol) = if random.one_in(6) { (direct::PORT_MOVED, 6) } else { random.pick(&moved::PORTS) };
         *packet = if protocol == 17 {
             packet.clone().udp(from, to)
         } else {

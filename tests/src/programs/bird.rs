@@ -37,6 +37,37 @@ pub struct Bird {
     family: Family,
 }
 
+/// What protects a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Nothing.
+    None,
+    /// A signature of each segment, addresses and ports included (RFC 2385).
+    Md5,
+    /// Nobody farther away than one router gets a segment through (RFC 5082).
+    Ttl,
+}
+
+impl Guard {
+    /// As it stands in both ends' configuration. With GTSM, one router between the two is one that there is.
+    const fn lines(self) -> &'static str {
+        match self {
+            Self::None => "multihop;",
+            Self::Md5 => "multihop; password \"sluice-test\";",
+            Self::Ttl => "multihop 2; ttl security on;",
+        }
+    }
+}
+
+/// Where an end of a guarded session runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Side<'a> {
+    /// Waits for the session.
+    Pod(&'a Pod),
+    /// Opens it, and exports [`announced`].
+    Element(&'a Namespace),
+}
+
 /// An established session, as the pod sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
@@ -93,6 +124,55 @@ impl Bird {
             local = ELEMENT.of(family),
         );
         Self::start(element, &format!("element-{channel}"), family, &configuration, directory)
+    }
+
+    /// One end of a session under a guard, bound to its own address, as it would be configured in the field.
+    pub fn guarded(side: Side<'_>, own: IpAddr, other: IpAddr, guard: Guard, directory: &Path) -> Result<Self> {
+        let (family, channel) = if own.is_ipv4() { (Family::V4, "ipv4") } else { (Family::V6, "ipv6") };
+        let routes: String = announced(family).iter().map(|prefix| format!("route {prefix} blackhole; ")).collect();
+        let length = if own.is_ipv4() { 32 } else { 128 };
+        let (namespace, name, id, ases, extra, channel_lines, protocols) = match side {
+            Side::Pod(pod) => (
+                &pod.namespace,
+                pod.name(),
+                format!("10.244.0.{}", pod.index),
+                (POD_AS, ELEMENT_AS),
+                "passive;",
+                "import all; export none;",
+                // Routes of a multihop session resolve through this one.
+                format!("protocol static resolver {{ {channel}; route {other}/{length} via \"eth0\"; }}"),
+            ),
+            Side::Element(element) => (
+                element,
+                "element".to_owned(),
+                "192.0.2.10".to_owned(),
+                (ELEMENT_AS, POD_AS),
+                "connect delay time 1; connect retry time 2;",
+                "import none; export where source = RTS_STATIC;",
+                format!("protocol static announced {{ {channel}; {routes} }}"),
+            ),
+        };
+        let configuration = format!(
+            "router id {id};\n\
+             protocol device {{ }}\n\
+             {protocols}\n\
+             protocol bgp session {{\n\
+               local {own} as {};\n\
+               neighbor {other} as {};\n\
+               strict bind;\n\
+               {}\n\
+               {extra}\n\
+               {channel} {{ {channel_lines} }};\n\
+             }}\n",
+            ases.0,
+            ases.1,
+            guard.lines(),
+        );
+        let bird = Self::start(namespace, &format!("{name}-{channel}-{guard:?}"), family, &configuration, directory)?;
+        if matches!(side, Side::Pod(_)) {
+            namespace.wait_listening(Transport::Tcp, PORT, PATIENCE).with_context(|| bird.log_tail())?;
+        }
+        Ok(bird)
     }
 
     fn start(namespace: &Namespace, name: &str, family: Family, configuration: &str, directory: &Path) -> Result<Self> {

@@ -14,6 +14,7 @@ use lb_common::{
 
 use crate::packets::ToIp as _;
 
+pub mod direct;
 pub mod moved;
 
 /// The content of all tables that packets don't change.
@@ -154,7 +155,7 @@ pub const PORT_UNCOUNTED: u16 = 95;
 
 /// Every port of the main VIP, for generators.
 pub fn service_ports() -> Vec<(u16, u8)> {
-    SERVICES.iter().map(|service| (service.0, service.1)).collect()
+    SERVICES.iter().map(|service| (service.0, service.1)).chain(direct::PORTS).collect()
 }
 
 /// An address from text.
@@ -218,6 +219,7 @@ impl Content {
             content.add_service(vips[1], 53, udp, service_flags::RECORD, 0, &[0, 3, 4]);
             content.add_service(vips[1], 8080, tcp, 0, 0, &[0]);
             content.add_moved_services(vips[0]);
+            content.add_direct_services(vips[0]);
         }
         content.break_tables();
         content.slots.resize(content.slots.len().next_multiple_of(SLOTS_PER_BLOCK), Slot::default());
@@ -325,6 +327,7 @@ impl Content {
     /// The first service of an endpoint is its default.
     fn add_endpoint(&mut self, backend: &Backend, key: ServiceKey, service: Service) {
         let endpoint_key = ServiceKey::new(backend.address, backend.port, key.protocol);
+        let endpoint_key = if direct::owns_vip(backend) { endpoint_key.at(backend.ifindex) } else { endpoint_key };
         if self.endpoints.iter().any(|(known, _)| *known == endpoint_key) {
             return;
         }

@@ -21,7 +21,7 @@ use lb_common::{
 };
 
 use super::content::{
-    Content, address,
+    Content, VIPS, address, direct,
     moved::{DUAL, NETNS_ID, OWNERS, SILENT},
 };
 use crate::packets::random::Random;
@@ -136,7 +136,8 @@ impl Sockets {
         assert_eq!(result, 0, "a namespace of its own: {}", std::io::Error::last_os_error());
         let pods = || [true, false].into_iter().flat_map(|is_v4| OWNERS.map(|id| (id, content.owner(is_v4, id))));
         let clients = (0..2).flat_map(|family| (0..CLIENTS as u8).map(move |number| client(family, number)));
-        let addresses: Vec<_> = pods().map(|(_, pod)| IpAddr::from(pod.address)).chain(clients).collect();
+        let vips = VIPS.map(|vips| IpAddr::from(address(vips[0])));
+        let addresses: Vec<_> = pods().map(|(_, pod)| IpAddr::from(pod.address)).chain(clients).chain(vips).collect();
         let lines = addresses.iter().map(|address| match address {
             IpAddr::V4(_) => format!("address add {address}/32 dev lo\n"),
             IpAddr::V6(_) => format!("address add {address}/128 dev lo nodad noprefixroute\n"),
@@ -152,6 +153,10 @@ impl Sockets {
             let at = if DUAL.contains(&id) { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { own };
             let key = (at.into(), pod.port);
             listeners.entry(key).or_insert_with(|| TcpListener::bind((at, pod.port)).expect("the port is free"));
+        }
+        for vip in vips {
+            let at = (vip, direct::PORT_MOVED);
+            listeners.insert((vip.into(), at.1), TcpListener::bind(at).expect("the port is free"));
         }
         Self { listeners, states: HashMap::new(), ends: HashMap::new(), begun: Instant::now() }
     }
@@ -173,6 +178,13 @@ impl Sockets {
                 }
             }
         }
+        for (family, at) in (0..2).flat_map(|family| (0..CLIENTS * PORTS).map(move |at| (family, at))) {
+            let client = client(family, (at % CLIENTS) as u8);
+            let port = FIRST_PORT + (at / CLIENTS) as u16;
+            if !random.one_in(4) {
+                wanted.push((random.below(State::ALL.len()), direct_connection(client, port)));
+            }
+        }
         wanted.sort_by_key(|(place, _)| *place);
         for (place, key) in wanted {
             sockets.put(key, State::ALL[place]);
@@ -184,7 +196,9 @@ impl Sockets {
     pub fn living(&self, content: &Content) -> HashSet<BypassKey> {
         let asked = |key: &BypassKey| {
             let pods = OWNERS.map(|id| content.owner(key.pod.is_v4(), id));
-            pods.iter().any(|pod| pod.address == key.pod && matches!(pod.netns_id, HOST_NETNS | NETNS_ID))
+            // Of those that own the VIP, the one that can be asked has the connections.
+            key.pod_port == direct::PORT_MOVED
+                || pods.iter().any(|pod| pod.address == key.pod && matches!(pod.netns_id, HOST_NETNS | NETNS_ID))
         };
         self.states.iter().filter(|(key, state)| state.is_living() && asked(key)).map(|(key, _)| *key).collect()
     }
@@ -293,6 +307,13 @@ pub fn connection(content: &Content, client: IpAddr, client_port: u16, owner: u3
     let pod = content.owner(client.is_ipv4(), owner);
     let (client, protocol) = (Address::from(client), protocol::TCP);
     BypassKey { client, pod: pod.address, client_port, pod_port: pod.port, protocol, pad: 0, pad2: 0 }
+}
+
+/// A client's connection with a pod that owns the VIP.
+pub fn direct_connection(client: IpAddr, client_port: u16) -> BypassKey {
+    let pod = address(VIPS[usize::from(client.is_ipv6())][0]);
+    let (client, pod_port, protocol) = (Address::from(client), direct::PORT_MOVED, protocol::TCP);
+    BypassKey { client, pod, client_port, pod_port, protocol, pad: 0, pad2: 0 }
 }
 
 fn pod_end(key: &BypassKey) -> SocketAddr {

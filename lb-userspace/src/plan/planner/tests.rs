@@ -126,7 +126,48 @@ fn apply(maps: &mut Maps, ops: &[MapOp]) {
 }
 
 fn endpoint_of(planner: &Planner, last: u8, protocol: Protocol) -> Option<abi::Endpoint> {
-    planner.endpoints()[&EndpointKey { address: ip(last), protocol, port: 80 }].value
+    planner.endpoints()[&EndpointKey::new(ip(last), protocol, 80)].value
+}
+
+fn direct(vip: u8, last: &[u8]) -> Service {
+    let service = tcp(vip, last.iter().map(|last| backend(*last, 1)).collect());
+    Service { rung: RungChoice::Direct { vip: service.vip, assign: false }, ..service }
+}
+
+#[test]
+fn pods_that_own_a_vip_are_endpoints_under_it_at_their_interfaces() {
+    let (mut planner, mut maps) = (Planner::new(CAPACITIES), Maps::default());
+    let services = vec![direct(1, &[1, 2]), direct(2, &[1]), tcp(3, vec![backend(1, 1)])];
+    let mut places = places([1]);
+    for (service, last) in [(&services[0], 1), (&services[0], 2), (&services[1], 1)] {
+        places.insert((ip(last), service.rung), Place { rung: Rung::Direct, ..place(last) });
+    }
+    let mut plan = |services: &[Service], places: &Places, now| {
+        let ops = planner.plan(&snapshot(services.to_vec()), places, Duration::from_secs(now)).unwrap();
+        apply(&mut maps, &ops);
+        let mut keys: Vec<_> = maps
+            .endpoints
+            .iter()
+            .map(|(key, value)| (IpAddr::from(key.address), key.interface, IpAddr::from(value.vip)))
+            .collect();
+        keys.sort();
+        (keys, maps.backends.values().filter(|b| b.rung == abi::rung::DIRECT).map(|b| b.address).collect::<Vec<_>>())
+    };
+    let vip = |last| IpAddr::from([198, 51, 100, last]);
+    let (keys, addresses) = plan(&services, &places, 0);
+    assert_eq!(keys, [(ip(1), 0, vip(3)), (vip(1), 1, vip(1)), (vip(1), 2, vip(1)), (vip(2), 1, vip(2))]);
+    assert!(addresses.iter().all(|address| [vip(1), vip(2)].contains(&IpAddr::from(*address))), "{addresses:?}");
+    assert_eq!(addresses.len(), 3);
+    // The first pod moves to the interface that the second one had; the second one is gone.
+    places.insert((ip(1), services[0].rung), Place { rung: Rung::Direct, ..place(2) });
+    places.remove(&(ip(2), services[0].rung));
+    assert_eq!(plan(&services, &places, 10).0, [(ip(1), 0, vip(3)), (vip(1), 2, vip(1)), (vip(2), 1, vip(2))]);
+    // Two addresses of one pod: it is known as long as one of them is a backend's.
+    places.insert((ip(2), services[0].rung), Place { rung: Rung::Direct, ..place(2) });
+    assert_eq!(plan(&services, &places, 20).0.len(), 3);
+    let fewer = [direct(1, &[2]), services[2].clone()];
+    assert_eq!(plan(&fewer, &places, 30).0, [(ip(1), 0, vip(3)), (vip(1), 2, vip(1))]);
+    assert_eq!(plan(&[], &places, 40).0, []);
 }
 
 #[test]

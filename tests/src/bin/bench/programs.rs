@@ -295,7 +295,7 @@ impl Product {
 
 /// As after a packet whose connection the current owner has.
 fn cache_owner(object: &Ebpf, sizes: &Sizes, planner: &Planner) -> Result<()> {
-    let vip = VipKey { address: service_vip(0), protocol: Protocol::Tcp, port: MOVED_PORT };
+    let vip = VipKey::new(service_vip(0), Protocol::Tcp, MOVED_PORT);
     let service = planner.services().get(&vip).context("the service is planned")?;
     let owner = service.backends.iter().find(|backend| backend.share != 0).context("it has an owner")?;
     let Some(Map::Array(map)) = object.map("flows") else { bail!("the object has no array `flows`") };

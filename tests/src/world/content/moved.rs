@@ -24,6 +24,8 @@ pub const UNASKED: u32 = 16;
 pub const NO_SUCH_NAMESPACE: u32 = 17;
 /// The id of the namespace that pods are in; half of them are known by it, the others as the node's own.
 pub const NETNS_ID: u32 = 7;
+/// The id of that namespace.
+pub const NETNS_NOWHERE: u32 = 4711;
 /// Nobody listens there.
 pub const SILENT: u32 = 19;
 /// Listens on [::], for both families; the others on their own addresses.
@@ -56,7 +58,7 @@ pub const PORTS: [(u16, u8); 7] = [
 ];
 
 /// Slots of each, as a logarithm: enough for every list and every breakage.
-const SLOTS_LOG2: u8 = 6;
+pub(super) const SLOTS_LOG2: u8 = 6;
 /// Lists of each.
 const LISTS: usize = 21;
 
@@ -70,7 +72,7 @@ impl Content {
             let hop = if id == 20 { hop::NARROW } else { hop };
             let netns_id = match id {
                 UNASKED => NO_NETNS,
-                NO_SUCH_NAMESPACE => 4711,
+                NO_SUCH_NAMESPACE => NETNS_NOWHERE,
                 _ => [HOST_NETNS, NETNS_ID][at % 2],
             };
             self.add_pod(is_v4, Backend { address: pod(is_v4, id), rung, netns_id, ..pod_of(id, hop) });
