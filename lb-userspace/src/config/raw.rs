@@ -60,6 +60,8 @@ pub(super) struct RawService {
     pub ports: Option<Spanned<Vec<Scalar>>>,
     pub replies: Option<Scalar>,
     pub rung: Option<Scalar>,
+    pub session_affinity: Option<Scalar>,
+    pub session_affinity_timeout_seconds: Option<Scalar>,
     pub backends: Option<Spanned<Vec<Spanned<RawBackend>>>>,
 }
 
