@@ -79,8 +79,8 @@ pub struct Service {
     pub histories: u32,
     /// Names the service in `flows`.
     pub id: u32,
-    /// Zero.
-    pub pad: u32,
+    /// How long a client's record counts, in [`coarse_ticks`].
+    pub affinity: u32,
 }
 const _: () = assert!(size_of::<Service>() == 24);
 
@@ -90,6 +90,10 @@ pub mod service_flags {
     pub const RECORD: u8 = 1 << 0;
     /// Without a client behind it: the entry stands for a VIP as a whole.
     pub const VIP: u8 = 1 << 1;
+    /// Clients are kept together by their address: their port is not in the hash that chooses slots.
+    pub const AFFINITY: u8 = 1 << 3;
+    /// TCP: what is said of [`AFFINITY`] has changed, and connections from before are in the slots of the other hash.
+    pub const REHASHED: u8 = 1 << 4;
 }
 
 /// Sixteen slots of a Maglev table, because array elements take eight bytes at least and slots are four.
@@ -183,6 +187,8 @@ pub const HOST_NETNS: u32 = u32::MAX - 1;
 pub mod backend_flags {
     /// The service is not the default one of this endpoint: its connections are recorded in `bypasses`.
     pub const RECORD: u8 = 1 << 0;
+    /// Of a service with client affinity: it takes no new connection, whatever a client's record says.
+    pub const DRAINS: u8 = 1 << 3;
 }
 
 /// Values of [`Backend::rung`].

@@ -18,6 +18,8 @@ const SEQUENCE: u64 = 1 << 48;
 const KIND_UDP: u64 = 1 << 47;
 /// In [`Key::identity`]: TCP in a moved slot.
 const KIND_TCP: u64 = 1 << 46;
+/// In [`Key::identity`]: client affinity.
+const KIND_AFFINITY: u64 = 1 << 45;
 /// Endpoints and services are numbered below this in an identity.
 const NUMBERS: u64 = 1 << 28;
 
@@ -40,7 +42,18 @@ pub struct Bucket {
     pub entries: [Entry; WAYS],
 }
 
-/// Whose replies the record is about.
+/// What a record is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    /// As which service's backend a client reached an endpoint.
+    Udp,
+    /// Who has a connection in a moved slot.
+    Tcp,
+    /// Where a client's connections go.
+    Affinity,
+}
+
+/// Whom the record is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
     client: [u64; 2],
@@ -62,9 +75,23 @@ impl Key {
         Self { client: client.words(), identity }
     }
 
-    /// Whether it is of TCP in a moved slot.
-    pub const fn is_tcp(&self) -> bool {
-        self.identity & KIND_TCP != 0
+    /// A client of a service, whatever its ports. In place of a port is a part of the service's number, so that the records
+    /// of one client are not all in one bucket.
+    #[inline(always)]
+    pub const fn affinity(service: u32, client: Address) -> Self {
+        let identity = KIND_AFFINITY | (service as u64 & (NUMBERS - 1)) << 16 | service as u16 as u64;
+        Self { client: client.words(), identity }
+    }
+
+    /// What the record is about.
+    pub const fn kind(&self) -> Kind {
+        if self.identity & KIND_TCP != 0 {
+            Kind::Tcp
+        } else if self.identity & KIND_AFFINITY != 0 {
+            Kind::Affinity
+        } else {
+            Kind::Udp
+        }
     }
 
     /// The key's bucket: see [`client_hash`].
@@ -78,7 +105,7 @@ impl Key {
         Address::from_words(self.client)
     }
 
-    /// Endpoint, or service where it is of TCP, and client port.
+    /// Endpoint, or service where it is not of UDP, and client port.
     pub const fn parts(&self) -> (u32, u16) {
         (((self.identity >> 16) & (NUMBERS - 1)) as u32, self.identity as u16)
     }
@@ -114,19 +141,58 @@ pub fn fetch(bucket: &Bucket) {
 #[inline(always)]
 pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
     for entry in &bucket.entries {
-        let control = entry.control.load();
-        if key.is_in(entry, control) {
-            let value = entry.value.load();
-            if entry.control.load() == control {
-                if (value >> 32) as u32 != now {
-                    // Only the time changes, so a lost race can never change the backend.
-                    entry.value.store_high(now);
-                }
-                return Some(value as u32);
-            }
+        if let Some(value) = read(entry, key) {
+            refresh(entry, value, now);
+            return Some(value as u32);
         }
     }
     None
+}
+
+/// The same of a record that was used within `limit` ticks, refreshed where it names `backend`. An older one is no
+/// record, and stays as it is.
+#[inline(always)]
+pub fn find_within(bucket: &Bucket, key: &Key, now: u32, limit: u32, backend: u32) -> Option<u32> {
+    for entry in &bucket.entries {
+        if let Some(value) = read(entry, key) {
+            // Another CPU may have refreshed it by a clock that is ahead of this reading.
+            if now.wrapping_sub((value >> 32) as u32) as i32 > limit as i32 {
+                return None;
+            }
+            if value as u32 == backend {
+                refresh(entry, value, now);
+            }
+            return Some(value as u32);
+        }
+    }
+    None
+}
+
+/// Whether there is a record, however old.
+#[inline(always)]
+pub fn holds(bucket: &Bucket, key: &Key) -> bool {
+    bucket.entries.iter().any(|entry| read(entry, key).is_some())
+}
+
+/// The value of an entry that holds the key's record.
+#[inline(always)]
+fn read(entry: &Entry, key: &Key) -> Option<u64> {
+    let control = entry.control.load();
+    if key.is_in(entry, control) {
+        let value = entry.value.load();
+        if entry.control.load() == control {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Only the time changes, so a lost race can never change the backend.
+#[inline(always)]
+fn refresh(entry: &Entry, value: u64, now: u32) {
+    if (value >> 32) as u32 != now {
+        entry.value.store_high(now);
+    }
 }
 
 /// Records that `key` came to `backend`; the oldest record of the bucket goes where it is full.
@@ -229,6 +295,33 @@ mod tests {
         record(&bucket, &key(4), 1, 4);
         assert_eq!(find(&bucket, &key(1), 4), None);
         assert!([0, 2, 3, 4].iter().all(|n| find(&bucket, &key(*n), 4).is_some()));
+    }
+
+    #[test]
+    fn a_record_counts_as_long_as_its_limit_and_is_refreshed_by_its_own_backend_only() {
+        let (bucket, key) = (bucket(), Key::affinity(3, Address::from_words([0, 5])));
+        let within = |now: u32, backend| find_within(&bucket, &key, now, 10, backend);
+        let start = u32::MAX - 4;
+        record(&bucket, &key, 7, start);
+        assert_eq!(within(start.wrapping_add(10), 8), Some(7), "another one asks, and refreshes nothing");
+        assert_eq!(within(start.wrapping_add(11), 7), None, "too old");
+        assert_eq!(within(start.wrapping_add(11), 7), None, "and not refreshed by that");
+        assert_eq!(within(start.wrapping_add(10), 7), Some(7), "its own one refreshes");
+        assert_eq!(within(start.wrapping_add(20), 8), Some(7));
+        assert_eq!(within(start.wrapping_add(21), 8), None);
+        assert_eq!(within(start.wrapping_add(9), 8), Some(7), "a clock that is behind");
+    }
+
+    #[test]
+    fn records_of_different_kinds_are_different() {
+        let client = Address::from_words([0, 5]);
+        let keys = [Key::udp(3, client, 3), Key::tcp(3, client, 3), Key::affinity(3, client)];
+        let bucket = bucket();
+        for (key, backend) in keys.iter().zip(1..) {
+            record(&bucket, key, backend, 1);
+        }
+        let found = keys.map(|key| (find(&bucket, &key, 1), key.kind(), key.parts().0));
+        assert_eq!(found, [(Some(1), Kind::Udp, 3), (Some(2), Kind::Tcp, 3), (Some(3), Kind::Affinity, 3)]);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 pub mod abi;
 pub mod address;
+pub mod affinity;
 pub mod answer;
 pub mod checksum;
 pub mod flow;

@@ -58,7 +58,7 @@ impl Verdict {
     }
 }
 
-/// A TCP packet of a moved slot.
+/// A packet that does not simply go to its slot's owner: TCP of a moved slot, and whatever its service's flags say.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Offer {
@@ -66,17 +66,18 @@ pub struct Offer {
     pub client: Address,
     /// Its service.
     pub service: Service,
+    /// The hash that chose its slot.
+    pub hash: u64,
     /// Its slot.
     pub slot: Slot,
     /// Host order.
     pub client_port: u16,
-    /// Zero.
-    pub pad: u16,
-    /// 1 where it opens a connection.
-    pub opens: u32,
-    /// Zero.
-    pub pad2: u32,
+    /// 1 where it opens a TCP connection.
+    pub opens: u8,
+    /// 1 where it is of UDP.
+    pub datagram: u8,
 }
+const _: () = assert!(size_of::<Offer>() == 56);
 
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
 pub trait Tables: Sessions {
@@ -87,7 +88,9 @@ pub trait Tables: Sessions {
     /// [`session::claim`], apart from the rest: what few packets need must not take registers from the others.
     fn claim(&self, claimed: &Claimed) -> Claim;
     /// [`offer`], apart from the rest.
-    fn offer(&self, offer: &Offer) -> u16;
+    fn offer(&self, offer: &Offer) -> u32;
+    /// [`keep`](crate::affinity::keep), apart from the rest.
+    fn keep(&self, offer: &Offer, found: u32) -> u16;
     /// Counts a slot whose history is not there.
     fn count_broken_history(&self);
     /// The earlier owners of slots, by their place in the map.
@@ -96,6 +99,11 @@ pub trait Tables: Sessions {
     fn cached_owner(&self, service: u32, client: Address, client_port: u16) -> Option<u32>;
     /// Remembers such a backend; where `only_known`, in place of another one only.
     fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool);
+    /// The backend that a client's connections go to, where one did within so many coarse ticks. If it is `refreshed`, one
+    /// does now.
+    fn affinity(&self, service: u32, client: Address, within: u32, refreshed: u32) -> Option<u32>;
+    /// Records that they go to that backend; where `only_known`, in place of another record only.
+    fn record_affinity(&self, service: u32, client: Address, backend: u32, only_known: bool);
     /// A backend by its place in the map.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Seed of [`flow_hash`].
@@ -116,7 +124,18 @@ pub const fn flow_hash(seed: u64, source: [u64; 2], destination: [u64; 2], ports
     let x = (source[0] ^ destination[0].rotate_left(17) ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let y = (source[1] ^ destination[1].rotate_left(29)).wrapping_mul(0xd6e8_feb8_6659_fd93);
     let z = (x ^ (x >> 32)).wrapping_add(y ^ (y >> 32)) ^ ports as u64 ^ (protocol as u64) << 32;
-    z.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    z.wrapping_mul(LAST)
+}
+
+/// What [`flow_hash`] multiplies by in the end, and what undoes it.
+const LAST: u64 = 0x9e37_79b9_7f4a_7c15;
+const UNDONE: u64 = 0xf1de_83e1_9937_733d;
+const _: () = assert!(LAST.wrapping_mul(UNDONE) == 1);
+
+/// A flow's hash as if its client's port were 0; from that one the flow's own again.
+#[inline(always)]
+pub const fn toggle_client_port(hash: u64, client_port: u16) -> u64 {
+    (hash.wrapping_mul(UNDONE) ^ ports_word(client_port, 0) as u64).wrapping_mul(LAST)
 }
 
 /// Source and destination port as [`flow_hash`] takes them: as they lie in a packet.
@@ -268,12 +287,18 @@ fn choose<'a, T: Tables>(
     client_port: u16,
     opens: bool,
 ) -> Choice<'a> {
+    let by_address = service.flags & service_flags::AFFINITY != 0;
+    let hash = if by_address { toggle_client_port(hash, client_port) } else { hash };
     let Some(slot) = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2))) else {
         return Choice::Broken;
     };
-    let owner = if slot.history != 0 && headers.protocol == protocol::TCP {
-        let opens = opens as u32;
-        tables.offer(&Offer { client: headers.source, service: *service, slot, client_port, pad: 0, opens, pad2: 0 })
+    let is_tcp = headers.protocol == protocol::TCP;
+    let is_moved = is_tcp && (slot.history != 0 || service.flags & service_flags::REHASHED != 0);
+    let owner = if is_moved || by_address {
+        let (opens, datagram) = (opens as u8, !is_tcp as u8);
+        let offered = Offer { client: headers.source, service: *service, hash, slot, client_port, opens, datagram };
+        let found = if is_moved { tables.offer(&offered) } else { slot.owner as u32 };
+        if by_address { tables.keep(&offered, found) } else { found as u16 }
     } else {
         slot.owner
     };
@@ -286,53 +311,128 @@ fn choose<'a, T: Tables>(
     }
 }
 
-/// Who gets a packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
-/// positions in the service's backends. A SYN is offered too: its client may use a port again while an earlier owner
-/// has the old connection half open.
+/// Who gets a TCP packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
+/// positions in the service's backends, with [`HAS_IT`] where one is known to have it. A SYN is offered too: its client
+/// may use a port again while an earlier owner has the old connection half open.
 #[inline(always)]
-pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
-    let Offer { client, service, slot, client_port, .. } = *offer;
+pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u32 {
+    let Offer { client, service, slot, client_port, .. } = offer;
     let opens = offer.opens != 0;
-    let backend_at = |owner: u16| {
-        let there = owner < service.backends_count;
-        if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
-    };
-    let Some(history) = tables.history(service.histories.wrapping_add(slot.history as u32 - 1)) else {
+    let Some(history) = owners_before(tables, service, *slot) else {
         // Named by a slot and not there: only the current owner is known.
         tables.count_broken_history();
-        return slot.owner;
+        return slot.owner as u32;
     };
     // An integer, because the verifier refuses to see the value of an empty option moved.
-    let cached = if opens { None } else { tables.cached_owner(service.id, client, client_port) };
+    let cached = if opens { None } else { tables.cached_owner(service.id, *client, *client_port) };
     let cached = cached.unwrap_or(NO_BACKEND);
-    let current = backend_at(slot.owner);
+    let current = backend_at(tables, service, slot.owner);
     if cached != NO_BACKEND && current.is_some_and(|backend| backend.id == cached) {
-        return slot.owner;
+        return slot.owner as u32 | HAS_IT;
     }
-    for at in 0..HISTORY {
-        if at >= history.count as usize {
+    let owner = earlier(tables, offer, history, cached);
+    if owner != NO_OWNER {
+        return owner as u32 | HAS_IT;
+    }
+    if let Some(backend) = current
+        && (opens || has(tables, *client, *client_port, backend))
+    {
+        tables.cache_owner(service.id, *client, *client_port, backend.id, opens);
+        return slot.owner as u32 | if opens { 0 } else { HAS_IT };
+    }
+    slot.owner as u32
+}
+
+/// In what [`offer`] returns: the owner has the packet's connection.
+pub const HAS_IT: u32 = 1 << 16;
+
+/// A slot's earlier owners as a [`History`] has them, in two words: no pointer to lose sight of, no memory to index.
+#[derive(Clone, Copy)]
+pub(crate) struct Earlier {
+    low: u64,
+    high: u64,
+}
+
+impl Earlier {
+    #[inline(always)]
+    fn new(history: &History) -> Self {
+        let [a, b, c, d, e, f, g] = history.owners;
+        let word = |a: u16, b: u16, c: u16, d: u16| a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48;
+        Self { low: word(history.count, a, b, c), high: word(d, e, f, g) }
+    }
+
+    #[inline(always)]
+    const fn count(self) -> usize {
+        (self.low & 0xffff) as usize
+    }
+
+    /// The one at a place, or [`NO_OWNER`].
+    #[inline(always)]
+    pub(crate) const fn at(self, at: usize) -> u16 {
+        if at >= self.count() || at >= HISTORY {
+            return NO_OWNER;
+        }
+        let word = if at < 3 { self.low } else { self.high };
+        (word >> ((at + 1) % 4 * 16)) as u16
+    }
+}
+
+/// The earlier owners of a slot; `None` where it names a list that is not there.
+#[inline(always)]
+pub(crate) fn owners_before<T: Tables>(tables: &T, service: &Service, slot: Slot) -> Option<Earlier> {
+    if slot.history == 0 {
+        return Some(Earlier { low: 0, high: 0 });
+    }
+    let at = service.histories.wrapping_add(slot.history as u32 - 1);
+    tables.history(at).map(Earlier::new)
+}
+
+/// A service's backend by its position.
+#[inline(always)]
+pub(crate) fn backend_at<'a, T: Tables>(tables: &'a T, service: &Service, owner: u16) -> Option<&'a Backend> {
+    let there = owner < service.backends_count;
+    if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
+}
+
+/// The first earlier owner who has a TCP client's connection, or [`NO_OWNER`]. Where the hash has changed, the owners of
+/// the slot that the other one names are among them: the current one, and those before.
+#[inline(always)]
+fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) -> u16 {
+    let Offer { client, service, client_port, .. } = offer;
+    let (mut other, mut others) = (NO_OWNER, Earlier { low: 0, high: 0 });
+    let mut end = history.count();
+    if service.flags & service_flags::REHASHED != 0 {
+        let hash = toggle_client_port(offer.hash, *client_port);
+        let at = service.slots.wrapping_add(slot_of(hash, service.slots_log2));
+        if let Some(slot) = tables.slot(at) {
+            end = 2 * HISTORY + 1;
+            other = if slot.owner == offer.slot.owner { NO_OWNER } else { slot.owner };
+            others = owners_before(tables, service, slot).unwrap_or(others);
+        }
+    }
+    for at in 0..2 * HISTORY + 1 {
+        if at >= end {
             break;
         }
-        let owner = history.owners[at];
-        let Some(backend) = backend_at(owner) else { continue };
+        let owner = match at {
+            HISTORY => other,
+            at if at < HISTORY => history.at(at),
+            at => others.at(at - HISTORY - 1),
+        };
+        let Some(backend) = backend_at(tables, service, owner) else { continue };
         if backend.id == cached && cached != NO_BACKEND {
             return owner;
         }
-        if backend.rung != rung::NONE && has(tables, client, client_port, backend) {
-            tables.cache_owner(service.id, client, client_port, backend.id, opens);
+        if backend.rung != rung::NONE && has(tables, *client, *client_port, backend) {
+            tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens != 0);
             return owner;
         }
     }
-    if let Some(backend) = current
-        && (opens || has(tables, client, client_port, backend))
-    {
-        tables.cache_owner(service.id, client, client_port, backend.id, opens);
-    }
-    slot.owner
+    NO_OWNER
 }
 
 #[inline(always)]
-fn has<T: Tables>(tables: &T, client: Address, client_port: u16, backend: &Backend) -> bool {
+pub(crate) fn has<T: Tables>(tables: &T, client: Address, client_port: u16, backend: &Backend) -> bool {
     let key = connection(client, client_port, protocol::TCP, backend);
     tables.socket(backend.netns_id, &key) == Socket::Living
 }

@@ -7,6 +7,7 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::NO_OWNER,
     address::Address,
+    affinity,
     session::{self, Claim, Claimed},
     steer::{self, Offer},
 };
@@ -19,8 +20,19 @@ use crate::maps::Maps;
 pub extern "C" fn sluice_offer(context: *mut xdp_md, offer: *const Offer) -> u32 {
     // SAFETY: null, or an offer that lives across the call.
     match (Maps::get(context.cast()), unsafe { offer.as_ref() }) {
-        (Some(maps), Some(offer)) => steer::offer(&maps, offer) as u32,
+        (Some(maps), Some(offer)) => steer::offer(&maps, offer),
         _ => NO_OWNER as u32,
+    }
+}
+
+/// See [`lb_common::affinity::keep`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_keep(context: *mut xdp_md, offer: *const Offer, found: u32) -> u32 {
+    // SAFETY: null, or an offer that lives across the call.
+    match (Maps::get(context.cast()), unsafe { offer.as_ref() }) {
+        (Some(maps), Some(offer)) => affinity::keep(&maps, offer, found) as u32,
+        _ => found as u16 as u32,
     }
 }
 

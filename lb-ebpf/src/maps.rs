@@ -80,7 +80,8 @@ static BYPASSES: HashMap<BypassKey, Bypass, 1> = HashMap::new();
 /// Endpoint id → entries in `bypasses`. Written by all programs and the agent, atomically. 5.5.
 #[btf_map(name = "endpoint_bypasses")]
 static ENDPOINT_BYPASSES: Array<BypassCount, 1, MMAPABLE> = Array::new();
-/// The flow cache: recorded UDP. Written by `sluice_xdp`, read by the return programs. 5.12 (atomic compare-exchange).
+/// The flow cache: recorded UDP, TCP in moved slots, client affinity. Written by `sluice_xdp`, read by the return programs;
+/// the agent removes what is old. 5.12 (atomic compare-exchange).
 #[btf_map(name = "flows")]
 static FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
 /// Interface index → uplink. Written by the agent, read by `sluice_return`. 4.18.
@@ -286,8 +287,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn offer(&self, offer: &Offer) -> u16 {
-        crate::apart::sluice_offer(self.context.cast(), offer) as u16
+    fn offer(&self, offer: &Offer) -> u32 {
+        crate::apart::sluice_offer(self.context.cast(), offer)
+    }
+
+    #[inline(always)]
+    fn keep(&self, offer: &Offer, found: u32) -> u16 {
+        crate::apart::sluice_keep(self.context.cast(), offer, found) as u16
     }
 
     #[inline(always)]
@@ -314,6 +320,22 @@ impl Tables for Maps {
         let known = flow::find(bucket, &key, now);
         if known != Some(backend) && (known.is_some() || !only_known) {
             flow::record(bucket, &key, backend, now);
+        }
+    }
+
+    #[inline(always)]
+    fn affinity(&self, service: u32, client: Address, within: u32, refreshed: u32) -> Option<u32> {
+        let key = Key::affinity(service, client);
+        flow::find_within(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()), within, refreshed)
+    }
+
+    #[inline(always)]
+    fn record_affinity(&self, service: u32, client: Address, backend: u32, only_known: bool) {
+        let key = Key::affinity(service, client);
+        if let Some(bucket) = self.flow_bucket(&key)
+            && (!only_known || flow::holds(bucket, &key))
+        {
+            flow::record(bucket, &key, backend, coarse_ticks(jiffies()));
         }
     }
 

@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -207,8 +208,17 @@ pub struct Service {
     pub replies: ReplyMode,
     /// Asked-for delivery rung.
     pub rung: RungChoice,
+    /// Whether a client's connections and datagrams go to one backend.
+    pub affinity: Option<Affinity>,
     /// Of the VIP's family; each (address, port) once. May be empty: the service then refuses.
     pub backends: Vec<Backend>,
+}
+
+/// That a client, by its address, stays with the backend that it has (Kubernetes: `sessionAffinity: ClientIP`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Affinity {
+    /// After its last packet; whole seconds.
+    pub timeout: Duration,
 }
 
 /// A pod's address and port behind a service.

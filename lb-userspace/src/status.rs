@@ -90,6 +90,8 @@ pub struct ServiceStatus {
     pub port: u16,
     /// How replies are recognized.
     pub replies: ReplyMode,
+    /// Where a client stays with its backend: for how long after its last packet.
+    pub session_affinity_seconds: Option<u64>,
     /// Packets from clients that were forwarded, also to backends that are gone.
     pub packets: u64,
     /// Bytes of these packets.

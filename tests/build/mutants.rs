@@ -11,7 +11,7 @@ mod mutations;
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 6] = ["steer", "slow", "session", "answer", "headers", "checksum"];
+const FILES: [&str; 7] = ["steer", "slow", "affinity", "session", "answer", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
 const SHARED: [(&str, &str, &str, &str); 2] = [
     (
@@ -68,6 +68,7 @@ fn adapt(source: &str, text: &str) -> Result<String, Box<dyn Error>> {
     let mut text = text.replace("crate::", "super::").replace("#[inline(always)]", "");
     // Asked of the copies' own functions, not of lb-common's.
     text = text.replace("tables.offer(", "offer(tables, ").replace("tables.claim(", "session::claim(tables, ");
+    text = text.replace("tables.keep(", "super::affinity::keep(tables, ");
     for (_, from, to, instead) in SHARED.iter().filter(|shared| shared.0 == source) {
         let (Some(from), Some(to)) = (text.find(from), text.find(to)) else {
             return Err(format!("{source}.rs no longer has what is shared from {from:?} up to {to:?}").into());

@@ -15,6 +15,7 @@ use lb_common::{
         Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, History, NO_NETNS, Service, ServiceKey, Slot, Traffic,
     },
     address::Address,
+    affinity,
     flow::{self, Key},
     limiter::{self, Class},
     mark::{self, Mark},
@@ -175,9 +176,10 @@ impl World {
         self.backend_counters.get_mut().fill(Traffic::default());
     }
 
-    /// Puts a record into the flow cache, as a packet would.
-    pub fn remember(&self, key: &Key, backend: u32) {
-        flow::record(self.flow_bucket(key).expect("the hash has as many bits"), key, backend, 0);
+    /// Puts a record into the flow cache, as a packet so many coarse ticks ago would have.
+    pub fn remember(&self, key: &Key, backend: u32, age: u32) {
+        let bucket = self.flow_bucket(key).expect("the hash has as many bits");
+        flow::record(bucket, key, backend, 0u32.wrapping_sub(age));
     }
 
     /// What packets have changed so far.
@@ -289,8 +291,12 @@ impl Tables for World {
         session::claim(self, claimed)
     }
 
-    fn offer(&self, offer: &Offer) -> u16 {
+    fn offer(&self, offer: &Offer) -> u32 {
         steer::offer(self, offer)
+    }
+
+    fn keep(&self, offer: &Offer, found: u32) -> u16 {
+        affinity::keep(self, offer, found)
     }
 
     fn count_broken_history(&self) {
@@ -311,6 +317,20 @@ impl Tables for World {
         let Some(bucket) = self.flow_bucket(&key) else { return };
         let known = flow::find(bucket, &key, 0);
         if known != Some(backend) && (known.is_some() || !only_known) {
+            self.writes.set(self.writes.get() + 1);
+            flow::record(bucket, &key, backend, 0);
+        }
+    }
+
+    fn affinity(&self, service: u32, client: Address, within: u32, refreshed: u32) -> Option<u32> {
+        let key = Key::affinity(service, client);
+        flow::find_within(self.flow_bucket(&key)?, &key, 0, within, refreshed)
+    }
+
+    fn record_affinity(&self, service: u32, client: Address, backend: u32, only_known: bool) {
+        let key = Key::affinity(service, client);
+        let Some(bucket) = self.flow_bucket(&key) else { return };
+        if !only_known || flow::holds(bucket, &key) {
             self.writes.set(self.writes.get() + 1);
             flow::record(bucket, &key, backend, 0);
         }

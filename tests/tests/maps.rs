@@ -39,7 +39,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     (
         "services",
         SERVICE_KEY,
-        &["slots", "backends", "backends_count", "slots_log2", "flags", "histories", "id", "pad"],
+        &["slots", "backends", "backends_count", "slots_log2", "flags", "histories", "id", "affinity"],
     ),
     ("vips", &["bytes"], &[]),
     ("service_index", &[], &["sequence", "entries"]),

@@ -38,11 +38,12 @@ const BATCH: usize = 1024;
 const BATCHES: usize = 400;
 
 /// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
-const REMEMBERED: usize = 100;
+const REMEMBERED: usize = 200;
 
 /// What the kernel made of a batch.
 struct Batch {
-    remembered: Vec<(Key, u32)>,
+    /// With the age in coarse ticks.
+    remembered: Vec<(Key, u32, u32)>,
     packets: Vec<(Vec<u8>, Outcome)>,
     snapshot: Snapshot,
 }
@@ -54,11 +55,11 @@ fn record(kernel: &mut Kernel, content: &Content) -> Vec<Batch> {
         let packets: Vec<_> = (0..BATCH).map(|_| generator.frame()).collect();
         loop {
             let now = record_time(kernel);
-            remembered.iter().for_each(|(key, backend)| kernel.remember(key, *backend, now));
+            remembered.iter().for_each(|(key, backend, age)| kernel.remember(key, *backend, now.wrapping_sub(*age)));
             let packets = packets.iter().map(|packet| (packet.clone(), kernel.steer(packet))).collect();
-            let (snapshot, clock_moved) = kernel.snapshot();
+            let (snapshot, _) = kernel.snapshot();
             // Which record a full bucket gives up depends on the time, which stands still on the host.
-            if !clock_moved {
+            if record_time(kernel) == now {
                 return Batch { remembered: remembered.clone(), packets, snapshot };
             }
         }
@@ -75,15 +76,25 @@ fn record_time(kernel: &mut Kernel) -> u32 {
     now
 }
 
-/// One of a service's backends, as the owner of a client's connection.
-fn an_owner(random: &mut Random, content: &Content) -> (Key, u32) {
-    let (family, (port, _)) = (random.below(2), random.pick(&moved::PORTS[..5]));
+/// One of a service's backends, as the owner of a client's connection, or as the one that its connections go to.
+fn an_owner(random: &mut Random, content: &Content) -> (Key, u32, u32) {
+    let family = random.below(2);
+    let (port, protocol) = loop {
+        let (port, protocol) = random.pick(&moved::PORTS);
+        if protocol == protocol::TCP || port == moved::PORT_KEPT_UDP {
+            break (port, protocol);
+        }
+    };
     let client = address_of(family, random.below(sockets::CLIENTS) as u8);
     let client_port = sockets::FIRST_PORT + random.below(sockets::PORTS) as u16;
-    let key = ServiceKey::new(address(VIPS[family][0]), port, protocol::TCP);
+    let key = ServiceKey::new(address(VIPS[family][0]), port, protocol);
     let (_, service) = content.services.iter().find(|(known, _)| *known == key).expect("a service with moved slots");
     let backend = content.backends[service.backends as usize + random.below(service.backends_count.into())];
-    (Key::tcp(service.id, client.into(), client_port), backend.id)
+    if service.affinity != 0 && (protocol != protocol::TCP || random.one_in(2)) {
+        let age = random.pick(&[0, 1, service.affinity, service.affinity + 1, 1 << 20]);
+        return (Key::affinity(service.id, client.into()), backend.id, age);
+    }
+    (Key::tcp(service.id, client.into(), client_port), backend.id, 0)
 }
 
 /// The number of the packet, from 1, at which the mutant differs from the kernel.
@@ -97,7 +108,7 @@ fn caught_after(
     world.sockets.clone_from(sockets);
     for (number, batch) in batches.iter().enumerate() {
         world.reset();
-        batch.remembered.iter().for_each(|(key, backend)| world.remember(key, *backend));
+        batch.remembered.iter().for_each(|(key, backend, age)| world.remember(key, *backend, *age));
         for (at, (packet, kernel)) in batch.packets.iter().enumerate() {
             // A defect may also show as an overflow.
             let host = catch_unwind(AssertUnwindSafe(|| world.run(packet, steer).0));

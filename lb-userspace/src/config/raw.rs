@@ -61,6 +61,8 @@ pub(super) struct RawService {
     pub replies: Option<Scalar>,
     pub rung: Option<Scalar>,
     pub assign_vip: Option<Scalar>,
+    pub session_affinity: Option<Scalar>,
+    pub session_affinity_timeout_seconds: Option<Scalar>,
     pub backends: Option<Spanned<Vec<Spanned<RawBackend>>>>,
 }
 

@@ -3,6 +3,8 @@
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
+    ops::RangeInclusive,
+    time::Duration,
 };
 
 use serde_saphyr::Spanned;
@@ -14,7 +16,7 @@ use super::{
     validate::{bounded, missing},
 };
 use crate::{
-    model::{Backend, Protocol, ReplyMode, Rung, RungChoice, SELF_TEST_VIPS, Service},
+    model::{Affinity, Backend, Protocol, ReplyMode, Rung, RungChoice, SELF_TEST_VIPS, Service},
     plan::maglev,
 };
 
@@ -29,6 +31,12 @@ const PORTS_MAX: usize = 4096;
 /// Backends of one entry: as many owners as a Maglev table tells apart.
 const BACKENDS_MAX: usize = maglev::NO_OWNER as usize;
 
+/// How long a client keeps its backend, in seconds: what Kubernetes allows (`ClientIPConfig.timeoutSeconds`).
+const AFFINITY_SECONDS: RangeInclusive<u32> = 1..=86_400;
+/// The same where nothing is said.
+const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
+
+const AFFINITIES: [(&str, bool); 2] = [("None", false), ("ClientIP", true)];
 const PROTOCOLS: [(&str, Protocol); 2] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
 const REPLIES: [(&str, ReplyMode); 3] =
     [("static", ReplyMode::Static), ("recorded", ReplyMode::Recorded), ("none", ReplyMode::None)];
@@ -110,6 +118,7 @@ impl<'a> Services<'a> {
         let is_direct = rung == Some(Some(Rung::Direct));
         let replies = protocol.and_then(|protocol| self.replies(raw.replies.as_ref(), protocol, is_direct));
         let assign = self.assign_vip(raw.assign_vip.as_ref(), is_direct || rung.is_none());
+        let affinity = self.affinity(raw);
         let targets = self.targets(raw.backends.as_ref(), vip);
         self.check_same_backend(&targets, &ports);
         if is_direct {
@@ -120,7 +129,7 @@ impl<'a> Services<'a> {
             return Vec::new();
         };
         self.check_taken(name, vip, protocol, &ports);
-        let (Some(replies), Some(rung), Some(assign)) = (replies, rung, assign) else {
+        let (Some(replies), Some(rung), Some(assign), Some(affinity)) = (replies, rung, assign, affinity) else {
             return Vec::new();
         };
         let rung = match rung {
@@ -135,6 +144,7 @@ impl<'a> Services<'a> {
             port,
             replies,
             rung,
+            affinity,
             backends: targets.iter().map(|target| target.backend(port)).collect(),
         };
         ports.iter().map(service).collect()
@@ -241,6 +251,23 @@ impl<'a> Services<'a> {
         }
     }
 
+    fn affinity(&mut self, raw: &RawService) -> Option<Option<Affinity>> {
+        let kept = raw.session_affinity.as_ref();
+        let kept = self.note(kept.map_or(Ok(false), |kept| kept.choice("sessionAffinity", &AFFINITIES)))?;
+        let Some(seconds) = &raw.session_affinity_timeout_seconds else {
+            let timeout = Duration::from_secs(AFFINITY_SECONDS_DEFAULT.into());
+            return Some(kept.then_some(Affinity { timeout }));
+        };
+        let number = self.note(seconds.number("sessionAffinityTimeoutSeconds", AFFINITY_SECONDS))?;
+        if !kept {
+            self.problems.push(seconds.problem(
+                "a timeout stands here, and clients are not kept together",
+                "write sessionAffinity: ClientIP too, or remove the timeout",
+            ));
+        }
+        Some(kept.then_some(Affinity { timeout: Duration::from_secs(number.into()) }))
+    }
+
     fn targets(&mut self, list: Option<&'a Spanned<Vec<Spanned<RawBackend>>>>, vip: Option<IpAddr>) -> Vec<Target> {
         let Some(list) = list else { return Vec::new() };
         let place = position(&list.referenced);
@@ -330,3 +357,6 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -297,7 +297,11 @@ impl Tables {
         for bucket in self.flows.elements() {
             for entry in &bucket.entries {
                 if let Some((key, backend, _)) = flow::snapshot(entry)
-                    && (if key.is_tcp() { &services } else { &endpoints }.contains(&key.parts().0)
+                    && (match key.kind() {
+                        flow::Kind::Udp => &endpoints,
+                        flow::Kind::Tcp | flow::Kind::Affinity => &services,
+                    }
+                    .contains(&key.parts().0)
                         || backends.contains(&backend))
                 {
                     flow::remove(entry, &key);

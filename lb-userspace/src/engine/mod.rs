@@ -170,7 +170,7 @@ impl Engine {
         let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
         Ok(Self {
             config: config.to_path_buf(),
-            planner: Planner::new(snapshot.capacities),
+            planner: Planner::new(snapshot.capacities).at_hertz(clock.hertz),
             attached: Attached::new(pins.join("links")),
             sizes,
             object,

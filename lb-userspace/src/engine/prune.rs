@@ -1,22 +1,27 @@
 //! Earlier owners that have no connection of a slot any more are not asked for it any more.
+//!
+//! Where clients are kept together, a record may bring an earlier owner a new connection. Records of earlier owners are
+//! never made anew, so the order is: first no record leads there, then no connection is there; that is final.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use lb_common::{
-    abi::protocol,
     address::Address,
     steer::{flow_hash, ports_word, slot_of},
 };
 use tracing::debug;
 
-use super::Engine;
+use super::{Engine, flows::Round};
 use crate::{
+    model::Protocol,
     net::sockets::{Connection, Listeners, connections, connections_in},
     plan::{
         history::Position,
+        ops::MapOp,
         planner::{EndpointKey, VipKey},
     },
 };
@@ -34,20 +39,35 @@ impl Engine {
         }
         let mut asked: BTreeMap<IpAddr, Vec<(VipKey, EndpointKey, Position)>> = BTreeMap::new();
         for (vip, service) in self.planner.services() {
-            let Some(slots) = service.slots().filter(|slots| slots.moved() != 0) else { continue };
-            let earlier: BTreeSet<Position> =
+            let Some(slots) = service.slots().filter(|slots| slots.moved() != 0 || service.is_rehashed()) else {
+                continue;
+            };
+            let mut owners: BTreeSet<Position> =
                 slots.lists().flat_map(|(_, list)| list.owners().collect::<Vec<_>>()).collect();
-            for backend in service.backends.iter().filter(|backend| earlier.contains(&backend.position)) {
+            owners.extend(service.unheard());
+            for backend in service.backends.iter().filter(|backend| owners.contains(&backend.position)) {
                 asked.entry(backend.endpoint.address).or_default().push((*vip, backend.endpoint, backend.position));
             }
         }
+        let round = self.take_round();
         for (address, owners) in asked.into_iter().take(PODS_MAX) {
             let ports: BTreeSet<u16> = owners.iter().map(|(_, endpoint, _)| endpoint.port).collect();
             let listed_at = self.started.elapsed();
             match self.living_connections(address, &ports.into_iter().collect::<Vec<_>>()) {
                 Ok(Some(found)) => {
                     for (vip, endpoint, position) in owners {
-                        self.prune_one(vip, endpoint, position, listed_at, &found);
+                        let local = SocketAddr::new(endpoint.local_address(), endpoint.port);
+                        let is_its = |connection: &&Connection| connection.local == local;
+                        let clients: Vec<SocketAddr> = match vip.protocol {
+                            Protocol::Tcp => found.iter().filter(is_its).map(|connection| connection.remote).collect(),
+                            Protocol::Udp => Vec::new(),
+                        };
+                        let ops = self.prune_one(vip, position, listed_at, &clients, round.as_ref());
+                        if !ops.is_empty()
+                            && let Err(error) = self.apply(ops)
+                        {
+                            debug!(%endpoint.address, %error, "shorter histories are not written yet");
+                        }
                     }
                 }
                 // A pod that cannot be found now may be back in a moment, with its sessions.
@@ -60,26 +80,48 @@ impl Engine {
     fn prune_one(
         &mut self,
         vip: VipKey,
-        endpoint: EndpointKey,
         position: Position,
-        listed_at: std::time::Duration,
-        found: &[Connection],
-    ) {
-        let Some(bits) = self.planner.services().get(&vip).map(|service| service.value.slots_log2) else { return };
-        let seed = self.tables.settings().maglev_seed;
-        let local = SocketAddr::new(endpoint.local_address(), endpoint.port);
-        let slots: BTreeSet<u32> = found
-            .iter()
-            .filter(|connection| connection.local == local)
-            .map(|connection| slot_of(hash(seed, connection.remote, &vip), bits))
-            .collect();
-        let now = self.started.elapsed();
-        let ops = self.planner.prune(&vip, position, listed_at, |slot| slots.contains(&slot), now);
-        if !ops.is_empty()
-            && let Err(error) = self.apply(ops)
-        {
-            debug!(%endpoint.address, %error, "shorter histories are not written yet");
+        listed_at: Duration,
+        clients: &[SocketAddr],
+        round: Option<&Round>,
+    ) -> Vec<MapOp> {
+        let Some(service) = self.planner.services().get(&vip) else { return Vec::new() };
+        let (bits, seed) = (service.value.slots_log2, self.tables.settings().maglev_seed);
+        let by_address = |client: &SocketAddr| slot_of(address_hash(seed, client.ip().into(), &vip), bits);
+        let by_port = |client: &SocketAddr| slot_of(port_hash(seed, *client, &vip), bits);
+        let by_hash = |client| if service.is_kept() { by_address(client) } else { by_port(client) };
+        let mut slots: BTreeSet<u32> = clients.iter().map(by_hash).collect();
+        let mut ops = Vec::new();
+        let mut since = Some(listed_at);
+        if service.is_kept() {
+            let backend = service.backends.iter().find(|backend| backend.position == position);
+            let seen = round.filter(|round| round.has_seen(service.value.id)).zip(backend);
+            since = seen.map(|(round, _)| round.started);
+            slots.extend(
+                seen.iter().flat_map(|(round, backend)| round.slots(service.value.id, backend.value.id, bits.into())),
+            );
         }
+        let is_unheard = service.unheard().any(|unheard| unheard == position);
+        // Connections from before the change are in the other hash's slots.
+        if service.is_rehashed() {
+            let all_found = service.slots().is_some_and(|table| {
+                let mut its = clients.iter().map(by_hash);
+                its.all(|slot| {
+                    table.slots()[slot as usize].owner == position.0
+                        || table.history(slot).owners().any(|owner| owner == position)
+                })
+            });
+            let other = |client| if service.is_kept() { by_port(client) } else { by_address(client) };
+            slots.extend(clients.iter().map(other));
+            if is_unheard && all_found {
+                ops.extend(self.planner.settle_hash(&vip, position, listed_at));
+            }
+        }
+        if let Some(since) = since {
+            let now = self.started.elapsed();
+            ops.extend(self.planner.prune(&vip, position, since, |slot| slots.contains(&slot), now));
+        }
+        ops
     }
 
     /// The connections of a pod on these ports; none where the pod cannot be found.
@@ -96,7 +138,16 @@ impl Engine {
 }
 
 /// The hash of a client's packets to a VIP.
-fn hash(seed: u64, client: SocketAddr, vip: &VipKey) -> u64 {
-    let [source, destination] = [client.ip(), vip.address].map(|address| Address::from(address).words());
-    flow_hash(seed, source, destination, ports_word(client.port(), vip.port), protocol::TCP)
+fn port_hash(seed: u64, client: SocketAddr, vip: &VipKey) -> u64 {
+    hash(seed, client.ip().into(), client.port(), vip)
+}
+
+/// The same where clients are kept together.
+pub(super) fn address_hash(seed: u64, client: Address, vip: &VipKey) -> u64 {
+    hash(seed, client, 0, vip)
+}
+
+fn hash(seed: u64, client: Address, port: u16, vip: &VipKey) -> u64 {
+    let (source, destination) = (client.words(), Address::from(vip.address).words());
+    flow_hash(seed, source, destination, ports_word(port, vip.port), vip.protocol.number())
 }

@@ -69,6 +69,7 @@ impl Engine {
             protocol: service.protocol,
             port: service.port,
             replies: service.replies,
+            session_affinity_seconds: service.affinity.map(|affinity| affinity.timeout.as_secs()),
             packets: gone.packets + backends.iter().map(|backend| backend.packets).sum::<u64>(),
             bytes: gone.bytes + backends.iter().map(|backend| backend.bytes).sum::<u64>(),
             slots: installed.filter(|i| i.value.backends_count != 0).map_or(0, |i| 1 << i.value.slots_log2),

@@ -140,6 +140,16 @@ impl SlotTable {
         self.lists.allow(self.limits.lists);
     }
 
+    /// Earlier owners that a slot remembers from now on, at most [`OWNERS_MAX`]. What is there already stays.
+    pub fn remember(&mut self, owners: usize) {
+        self.limits.owners = owners.min(OWNERS_MAX);
+    }
+
+    /// How many that are.
+    pub const fn remembered(&self) -> usize {
+        self.limits.owners
+    }
+
     /// Number of slots.
     pub const fn size(&self) -> TableSize {
         self.size
@@ -335,6 +345,10 @@ impl SlotTable {
 
     /// Writes a slot with as much of its history as there is room for.
     fn write(&mut self, slot: u32, owner: Position, history: &mut Vec<Earlier>, now: Duration, change: &mut Change) {
+        if self.limits.owners == 0 {
+            // Nobody is remembered, so nobody is forgotten.
+            history.clear();
+        }
         while history.len() > self.limits.owners {
             match shorten(history) {
                 true => self.dropped.silent_overflows += 1,

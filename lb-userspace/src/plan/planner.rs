@@ -138,6 +138,8 @@ pub struct Retired {
 #[derive(Clone, Debug)]
 pub struct Planner {
     pub(super) capacities: Capacities,
+    /// Jiffies in a second, which the times of records are counted in.
+    pub(super) hertz: u64,
     pub(super) services: BTreeMap<VipKey, InstalledService>,
     pub(super) endpoints: BTreeMap<EndpointKey, InstalledEndpoint>,
     tx_ports: BTreeMap<u32, u32>,
@@ -158,6 +160,7 @@ impl Planner {
     pub fn new(capacities: Capacities) -> Self {
         Self {
             capacities,
+            hertz: 1000,
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             tx_ports: BTreeMap::new(),
@@ -171,6 +174,12 @@ impl Planner {
             backend_ranges: Ranges::new(backend_entries(&capacities)),
             leaving: BTreeMap::new(),
         }
+    }
+
+    /// The same for a kernel with so many jiffies in a second.
+    #[must_use]
+    pub fn at_hertz(self, hertz: u64) -> Self {
+        Self { hertz, ..self }
     }
 
     /// Installed services.

@@ -71,6 +71,7 @@ mod tests {
             port: 80,
             replies: ReplyMode::Static,
             rung: RungChoice::Auto,
+            affinity: None,
             backends: vec![Backend { address: [10, 0, 0, last].into(), port: 80, weight: 1, drain: false }],
         };
         Snapshot {

@@ -5,24 +5,24 @@
 //! ranges and the entry switches to both at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
 use lb_common::{
-    abi::{self, History, backend_flags, service_flags},
+    abi::{self, COARSE_SHIFT, History, backend_flags, service_flags},
     checksum,
 };
 
 use super::{
-    history::{Change, Limits, List, OWNERS_MAX, Position, Positions, SlotTable, by_position},
+    history::{Change, Limits, List, OWNERS_MAX, Position, Positions, SETTLE, SlotTable, by_position},
     maglev::{self, TableSize},
     ops::MapOp,
     planner::{EndpointKey, PlanError, Planner, Steps, VipKey, default_service, epoch, table_member, vip_key},
     ranges::Range,
 };
-use crate::model::{Protocol, ReplyMode, Service};
+use crate::model::{Affinity, Protocol, ReplyMode, Service};
 
 /// A service as the maps hold it.
 #[derive(Clone, Debug)]
@@ -37,6 +37,17 @@ pub struct InstalledService {
     /// Kept when the table goes: a table never shrinks.
     size: Option<TableSize>,
     table_of: Vec<maglev::Member>,
+    /// TCP: affinity came or went, and with it another hash.
+    rehashed: Option<Rehashed>,
+}
+
+/// What is not known yet of a service whose slots are chosen by another hash than before.
+#[derive(Clone, Debug)]
+struct Rehashed {
+    /// The change.
+    since: Duration,
+    /// Backends that may still have connections which only the hash before leads to.
+    unheard: BTreeSet<Position>,
 }
 
 /// A backend of one service as the maps hold it.
@@ -66,6 +77,21 @@ impl InstalledService {
     /// Whether this endpoint is one of its backends.
     pub fn has(&self, endpoint: &EndpointKey) -> bool {
         self.backends.iter().any(|backend| backend.endpoint == *endpoint)
+    }
+
+    /// Whether its clients are kept together by their address.
+    pub const fn is_kept(&self) -> bool {
+        self.value.flags & service_flags::AFFINITY != 0
+    }
+
+    /// Whether packets are offered to the owners of the slot that the other hash names, too.
+    pub const fn is_rehashed(&self) -> bool {
+        self.rehashed.is_some()
+    }
+
+    /// Backends that may still have connections which only the hash before leads to.
+    pub fn unheard(&self) -> impl Iterator<Item = Position> {
+        self.rehashed.iter().flat_map(|rehashed| rehashed.unheard.iter().copied())
     }
 
     /// The slots and their histories, where it has a table.
@@ -110,7 +136,8 @@ impl Planner {
         if next.table.is_some() && !service.backends.is_empty() || serves {
             let same = next.table.is_some() && next.table_of == table_of;
             next.table_of = table_of;
-            self.write_table(&mut next, service.protocol, same, &positions, steps)?;
+            let owners = remembered(service);
+            self.write_table(&mut next, owners, same, &positions, steps)?;
         } else {
             next.table_of = table_of;
             if let Some(table) = next.table.take() {
@@ -118,7 +145,9 @@ impl Planner {
             }
             next.value = abi::Service { id: next.value.id, ..abi::Service::default() };
         }
-        next.value.flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
+        next.rehash(service, old.as_ref(), steps.now);
+        next.value.flags = flags(service, next.rehashed.is_some());
+        next.value.affinity = service.affinity.map_or(0, |affinity| ticks(affinity, self.hertz));
         if old.is_none_or(|old| old.value != next.value) {
             steps.show.push(MapOp::SetService { key: key.to_abi(), value: next.value });
         }
@@ -137,6 +166,7 @@ impl Planner {
             table: None,
             size: None,
             table_of: Vec::new(),
+            rehashed: None,
         })
     }
 
@@ -170,7 +200,8 @@ impl Planner {
             let Some(installed) = self.endpoints.get(&endpoint) else { continue };
             let is_default = default_service(installed, replies).is_none_or(|default| default == key);
             let record = service.replies == ReplyMode::Static && !is_default;
-            let flags = if record { backend_flags::RECORD } else { 0 };
+            let drains = service.affinity.is_some() && (backend.drain || backend.weight == 0);
+            let flags = if record { backend_flags::RECORD } else { 0 } | if drains { backend_flags::DRAINS } else { 0 };
             let is_v4 = key.address.is_ipv4();
             let address_change = checksum::change_address(key.address.into(), installed.way.address, is_v4);
             let value = abi::Backend { id, flags, address_change, ..installed.way };
@@ -185,7 +216,7 @@ impl Planner {
     fn write_table(
         &mut self,
         service: &mut InstalledService,
-        protocol: Protocol,
+        owners: usize,
         same: bool,
         positions: &[Position],
         steps: &mut Steps,
@@ -193,12 +224,13 @@ impl Planner {
         let smallest = maglev::table_size(service.table_of.iter().map(|member| member.weight));
         let size = service.size.map_or(smallest, |size| size.max(smallest));
         service.size = Some(size);
-        // Nothing but a connection is kept where it was.
-        let owners = if protocol == Protocol::Tcp { OWNERS_MAX } else { 0 };
         let mut slots = match &service.table {
             Some(table) => Arc::clone(&table.slots),
             None => Arc::new(SlotTable::new(size, Limits { lists: lists_of(size), owners })),
         };
+        if slots.remembered() != owners {
+            Arc::make_mut(&mut slots).remember(owners);
+        }
         let change = if same {
             Change::default()
         } else {
@@ -317,6 +349,22 @@ impl Planner {
         }
     }
 
+    /// A backend has listed its connections at `listed_at`, and the present hash leads to all of them. It gets none by the
+    /// hash before, so that is final; after the last backend nothing is looked for there any more.
+    pub fn settle_hash(&mut self, key: &VipKey, position: Position, listed_at: Duration) -> Vec<MapOp> {
+        let Some(service) = self.services.get_mut(key) else { return Vec::new() };
+        let Some(rehashed) = service.rehashed.as_mut().filter(|rehashed| rehashed.since + SETTLE < listed_at) else {
+            return Vec::new();
+        };
+        rehashed.unheard.remove(&position);
+        if !rehashed.unheard.is_empty() {
+            return Vec::new();
+        }
+        service.rehashed = None;
+        service.value.flags &= !service_flags::REHASHED;
+        vec![MapOp::SetService { key: key.to_abi(), value: service.value }]
+    }
+
     /// A pod has listed its connections at `listed_at`: slots where it has none, by what `has_connection` says of a
     /// slot's number, do not ask it any more.
     pub fn prune(
@@ -341,6 +389,51 @@ impl Planner {
     }
 }
 
+impl InstalledService {
+    /// Notes that the hash has changed, and forgets it where nobody can have a connection from before.
+    fn rehash(&mut self, service: &Service, old: Option<&Self>, now: Duration) {
+        let changed = old.is_some_and(|old| old.table.is_some() && old.is_kept() != service.affinity.is_some());
+        if changed && service.protocol == Protocol::Tcp {
+            let unheard = self.backends.iter().map(|backend| backend.position).collect();
+            self.rehashed = Some(Rehashed { since: now, unheard });
+        }
+        if let Some(rehashed) = &mut self.rehashed {
+            rehashed.unheard.retain(|position| self.positions.contains(*position));
+        }
+        if self.table.is_none() || self.rehashed.as_ref().is_some_and(|rehashed| rehashed.unheard.is_empty()) {
+            self.rehashed = None;
+        }
+    }
+}
+
+/// Earlier owners that the slots remember: where there are connections to keep where they are, or clients.
+const fn remembered(service: &Service) -> usize {
+    match service.protocol {
+        Protocol::Tcp => OWNERS_MAX,
+        Protocol::Udp if service.affinity.is_some() => OWNERS_MAX,
+        Protocol::Udp => 0,
+    }
+}
+
+fn flags(service: &Service, rehashed: bool) -> u8 {
+    let mut flags = 0;
+    if service.replies == ReplyMode::Recorded {
+        flags |= service_flags::RECORD;
+    }
+    if service.affinity.is_some() {
+        flags |= service_flags::AFFINITY;
+    }
+    if rehashed {
+        flags |= service_flags::REHASHED;
+    }
+    flags
+}
+
+/// Coarse ticks that have passed at most since a packet that is no longer ago than the timeout.
+const fn ticks(affinity: Affinity, hertz: u64) -> u32 {
+    (affinity.timeout.as_secs() * hertz).div_ceil(1 << COARSE_SHIFT) as u32
+}
+
 /// The entries of backends to be written where they stand: those that nothing refers to yet. `None` where one that
 /// programs may be reading differs, or one has no room.
 fn fits(table: &Table, service: &InstalledService) -> Option<Vec<(usize, abi::Backend)>> {
@@ -363,3 +456,6 @@ fn write_history(offset: u32, place: u16, list: &List) -> MapOp {
     let value = History { count: list.count, owners: list.owners };
     MapOp::WriteHistory { at: offset + u32::from(place), value }
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,7 +270,9 @@ fn services(services: &[ServiceStatus]) -> Table {
             (moved, dropped) => format!(", {moved} moved, {dropped} owners forgotten"),
         };
         let slots = format!("{} slots{moved}", service.slots);
-        let heading = format!("{} {endpoint}  {}  (replies {replies}, {slots})", service.protocol, service.name);
+        let affinity = service.session_affinity_seconds.map_or(String::new(), |after| format!("affinity {after} s, "));
+        let heading =
+            format!("{} {endpoint}  {}  (replies {replies}, {affinity}{slots})", service.protocol, service.name);
         lines.push(Line::Heading(
             cell(heading).styled(Style::Heading),
             vec![cell(count(service.packets)), cell(bytes(service.bytes))],

@@ -42,6 +42,7 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
         protocol,
         port,
         replies: ReplyMode::Static,
+        session_affinity_seconds: None,
         packets: 0,
         bytes: 0,
         slots: 0,

@@ -120,7 +120,7 @@ impl Generator {
         let family = self.random.below(2);
         let mut packet = Packet::from(self.source(family)).to(self.destination(family));
         self.fill_transport(&mut packet);
-        if self.random.one_in(3) {
+        if self.random.one_in(2) {
             self.aim_at_moved_slots(&mut packet, family);
         }
         self.fill_network(&mut packet);
@@ -154,7 +154,12 @@ impl Generator {
         packet.source = sockets::client(family, random.below(sockets::CLIENTS) as u8);
         packet.destination = VIPS[family][0].parse().expect("an address");
         let from = sockets::FIRST_PORT + random.below(sockets::PORTS) as u16;
-        let (to, protocol) = if random.one_in(6) { (direct::PORT_MOVED, 6) } else { random.pick(&moved::PORTS) };
+        let (plain, kept) = moved::PORTS.split_at(moved::PLAIN);
+        let (to, protocol) = match random.below(6) {
+            0 => (direct::PORT_MOVED, 6),
+            1 | 2 => random.pick(kept),
+            _ => random.pick(plain),
+        };
         *packet = if protocol == 17 {
             packet.clone().udp(from, to)
         } else {

@@ -14,7 +14,7 @@ use lb_common::{
 use lb_tests::lab::{ELEMENT, Family, Lab, NODE, UPLINK, vip, wait_until};
 use lb_userspace::{
     dataplane::{capacity::Sizes, mapped::Mapped, object, tables::Tables},
-    model::{Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot},
+    model::{Affinity, Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot},
     plan::{
         maglev,
         planner::{Place, Places, Planner, VipKey},
@@ -186,6 +186,10 @@ fn rows() -> Vec<Row> {
     let asked = Bound::Above("TCP SYN, IPv4, 1 flow".into(), 200.0);
     steered("TCP SYN, moved slot, 1 owner asked".into(), moved(MOVED_PORT, SYN), 1, asked);
     steered("TCP SYN, moved slot, 7 owners asked".into(), moved(MOVED_OFTEN_PORT, SYN), 1, Bound::None);
+    // 64 ports each.
+    for (clients, count) in [(1, "1 client"), (1 << 16, "64K clients")] {
+        steered(format!("UDP none, affinity, {count}"), udp(KEPT_PORT), clients << 6, Bound::None);
+    }
     for (mode, port) in [("none", NONE_PORT), ("static", STATIC_PORT)] {
         let one = format!("UDP {mode}, IPv4, 1 flow");
         for (flows, count) in FLOWS {
@@ -228,6 +232,8 @@ const TCP_PORT: u16 = 80;
 const MOVED_PORT: u16 = 82;
 /// Its slots have seven.
 const MOVED_OFTEN_PORT: u16 = 83;
+/// Its clients are kept together.
+const KEPT_PORT: u16 = 84;
 const NONE_PORT: u16 = 162;
 const STATIC_PORT: u16 = 163;
 const RECORDED_PORT: u16 = 164;
@@ -335,6 +341,7 @@ fn snapshot(capacities: Capacities, stage: u16) -> Snapshot {
             port,
             replies,
             rung: RungChoice::Auto,
+            affinity: None,
             backends: numbers.map(backend_of).collect(),
         }
     };
@@ -342,6 +349,9 @@ fn snapshot(capacities: Capacities, stage: u16) -> Snapshot {
     for family in [0, 1] {
         services.push(service(service_vip(family), Protocol::Tcp, TCP_PORT, ReplyMode::Static, 0..BACKENDS));
     }
+    let mut kept = service(service_vip(0), Protocol::Udp, KEPT_PORT, ReplyMode::None, 0..BACKENDS);
+    kept.affinity = Some(Affinity { timeout: Duration::from_secs(10_800) });
+    services.push(kept);
     for (port, mode) in
         [(NONE_PORT, ReplyMode::None), (STATIC_PORT, ReplyMode::Static), (RECORDED_PORT, ReplyMode::Recorded)]
     {

@@ -45,9 +45,21 @@ pub const PORT_BEYOND: u16 = 7005;
 pub const PORT_UDP: u16 = 7006;
 /// UDP, whose clients are not.
 pub const PORT_UDP_UNRECORDED: u16 = 7007;
+/// TCP, whose clients are kept together.
+pub const PORT_KEPT: u16 = 7008;
+/// UDP, whose clients are kept together.
+pub const PORT_KEPT_UDP: u16 = 7009;
+/// TCP, whose clients were kept together before.
+pub const PORT_REHASHED: u16 = 7010;
+/// TCP, whose clients were not kept together before.
+pub const PORT_KEPT_REHASHED: u16 = 7011;
+/// Coarse ticks that a client's record counts.
+pub const AFFINITY: u32 = 100;
+/// Owners that take no new connection by a record.
+pub const DRAINING: [u32; 2] = [12, 18];
 
 /// The services' ports by protocol, for generators.
-pub const PORTS: [(u16, u8); 7] = [
+pub const PORTS: [(u16, u8); 11] = [
     (PORT, protocol::TCP),
     (PORT_RECORDED, protocol::TCP),
     (PORT_NO_OWNER, protocol::TCP),
@@ -55,7 +67,14 @@ pub const PORTS: [(u16, u8); 7] = [
     (PORT_BEYOND, protocol::TCP),
     (PORT_UDP, protocol::UDP),
     (PORT_UDP_UNRECORDED, protocol::UDP),
+    (PORT_KEPT, protocol::TCP),
+    (PORT_KEPT_UDP, protocol::UDP),
+    (PORT_REHASHED, protocol::TCP),
+    (PORT_KEPT_REHASHED, protocol::TCP),
 ];
+
+/// The first of them have neither client affinity nor another hash than before.
+pub const PLAIN: usize = 7;
 
 /// Slots of each, as a logarithm: enough for every list and every breakage.
 pub(super) const SLOTS_LOG2: u8 = 6;
@@ -81,7 +100,14 @@ impl Content {
 
     pub(super) fn add_moved_services(&mut self, vip: &str) {
         for (port, protocol) in PORTS {
-            let flags = if port == PORT_UDP { service_flags::RECORD } else { 0 };
+            let flags = match port {
+                PORT_UDP => service_flags::RECORD,
+                PORT_KEPT => service_flags::AFFINITY,
+                PORT_KEPT_UDP => service_flags::AFFINITY | service_flags::RECORD,
+                PORT_REHASHED => service_flags::REHASHED,
+                PORT_KEPT_REHASHED => service_flags::AFFINITY | service_flags::REHASHED,
+                _ => 0,
+            };
             let backend_flags = if port == PORT_RECORDED { backend_flags::RECORD } else { 0 };
             self.add_service(vip, port, protocol, flags, backend_flags, &OWNERS);
             self.move_slots(port);
@@ -93,6 +119,12 @@ impl Content {
         let mut random = Random::new(port.into());
         let (_, service) = self.services.last_mut().expect("one was added");
         (service.slots_log2, service.histories) = (SLOTS_LOG2, self.histories.len() as u32);
+        if service.flags & service_flags::AFFINITY != 0 {
+            service.affinity = AFFINITY;
+            for (backend, owner) in self.backends[service.backends as usize..].iter_mut().zip(OWNERS) {
+                backend.flags |= if DRAINING.contains(&owner) { backend_flags::DRAINS } else { 0 };
+            }
+        }
         self.slots.truncate(service.slots as usize);
         let owners = OWNERS.len();
         for at in 0..1usize << SLOTS_LOG2 {
@@ -103,6 +135,7 @@ impl Content {
             };
             let history = match port {
                 PORT_NOWHERE if at % 2 == 0 => 30_000,
+                PORT_KEPT | PORT_KEPT_UDP | PORT_KEPT_REHASHED if at % 3 == 0 => 0,
                 _ if at % 8 == 7 => 0,
                 // Lists are shared, and each is used.
                 _ => 1 + (at % LISTS) as u16,
@@ -121,27 +154,37 @@ impl Content {
 
     /// Lets a client's slot of a moved service have this owner and these earlier ones, by their pods' numbers.
     pub fn set_owners(&mut self, client: (IpAddr, u16), vip: (IpAddr, u16), current: Option<u32>, earlier: &[u32]) {
+        self.set_slot(self.slot_at(client, tcp(vip)), tcp(vip), current, earlier);
+    }
+
+    /// The same of a slot by its place.
+    pub fn set_slot(&mut self, at: usize, of: ServiceKey, current: Option<u32>, earlier: &[u32]) {
         let position = |id: u32| OWNERS.iter().position(|owner| *owner == id).expect("one of the owners") as u16;
         let mut history = History { count: earlier.len() as u16, ..History::default() };
         history.owners.iter_mut().zip(earlier).for_each(|(owner, id)| *owner = position(*id));
         self.histories.push(history);
         let reference = self.histories.len() as u16;
-        let slot = self.slot_mut(client, vip);
+        let slot = &mut self.slots[at];
         slot.owner = current.map_or(NO_OWNER, position);
         slot.history = if earlier.is_empty() { 0 } else { reference };
-        let (_, service) = self.services.iter_mut().find(|(key, _)| *key == tcp(vip)).expect("a service");
+        let (_, service) = self.services.iter_mut().find(|(key, _)| *key == of).expect("a service");
         // Of its own: what it had before is not looked at any more.
         service.histories = 0;
     }
 
     /// The slot of a client's connection.
     pub fn slot_mut(&mut self, client: (IpAddr, u16), vip: (IpAddr, u16)) -> &mut Slot {
-        let key = tcp(vip);
+        let at = self.slot_at(client, tcp(vip));
+        &mut self.slots[at]
+    }
+
+    /// The place of a client's slot; with port 0 where clients are kept together.
+    pub fn slot_at(&self, client: (IpAddr, u16), key: ServiceKey) -> usize {
         let (_, service) = self.services.iter().find(|(known, _)| *known == key).expect("a service");
         let source = lb_common::address::Address::from(client.0).words();
-        let ports = ports_word(client.1, vip.1);
-        let hash = flow_hash(self.settings.maglev_seed, source, key.address.words(), ports, protocol::TCP);
-        &mut self.slots[(service.slots + slot_of(hash, service.slots_log2)) as usize]
+        let ports = ports_word(client.1, key.port);
+        let hash = flow_hash(self.settings.maglev_seed, source, key.address.words(), ports, key.protocol);
+        (service.slots + slot_of(hash, service.slots_log2)) as usize
     }
 
     /// An owner by its number.
