@@ -272,9 +272,14 @@ fn choose<'a, T: Tables>(
     }
 }
 
+/// In `offer`'s record: no backend's id, but that of an owner that cannot be reached, by position. One word for both,
+/// because every byte of this stack is taken from others; who has a record beside such an owner is found by asking.
+const UNREACHABLE: u32 = 1 << 31;
+
 /// Who gets a packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
 /// positions in the service's backends. A SYN is offered too: its client may use a port again while an earlier owner
-/// has the old connection half open.
+/// has the old connection half open. What nobody has may be of an earlier owner that cannot be reached now: it gets it,
+/// that is, nobody does, so that no session is reset because its pod's interface is away for a moment.
 #[inline(always)]
 pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
     let Offer { client, service, slot, client_port, .. } = *offer;
@@ -283,19 +288,20 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
         let there = owner < service.backends_count;
         if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
     };
-    let Some(history) = tables.history(service.histories.wrapping_add(slot.history as u32 - 1)) else {
-        // Named by a slot and not there: only the current owner is known.
+    let history = tables.history(service.histories.wrapping_add(slot.history as u32 - 1));
+    let Some(history) = history.filter(|history| history.count != 0) else {
+        // Named by a slot and not there, or never written: only the current owner is known.
         tables.count_broken_history();
         return slot.owner;
     };
     // An integer, because the verifier refuses to see the value of an empty option moved.
     let cached = if opens { None } else { tables.cached_owner(service.id, client, client_port) };
-    let cached = cached.unwrap_or(NO_BACKEND);
+    let mut cached = cached.unwrap_or(NO_BACKEND);
     let current = backend_at(slot.owner);
     if cached != NO_BACKEND && current.is_some_and(|backend| backend.id == cached) {
         return slot.owner;
     }
-    for at in 0..HISTORY {
+        for at in 0..HISTORY {
         if at >= history.count as usize {
             break;
         }
@@ -304,7 +310,9 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
         if backend.id == cached && cached != NO_BACKEND {
             return owner;
         }
-        if backend.rung != rung::NONE && has(tables, client, client_port, backend) {
+        if backend.rung == rung::NONE {
+            cached = UNREACHABLE | owner as u32;
+        } else if has(tables, client, client_port, backend) {
             tables.cache_owner(service.id, client, client_port, backend.id, opens);
             return owner;
         }
@@ -313,8 +321,10 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
         && (opens || has(tables, client, client_port, backend))
     {
         tables.cache_owner(service.id, client, client_port, backend.id, opens);
+        return slot.owner;
     }
-    slot.owner
+    let is_perhaps_theirs = !opens && cached != NO_BACKEND && cached & UNREACHABLE != 0;
+    if is_perhaps_theirs { cached as u16 } else { slot.owner }
 }
 
 #[inline(always)]

@@ -62,7 +62,16 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
         "if at > history.count as usize {",
     ),
     ("a history is one off", "steer", "slot.history as u32 - 1)", "slot.history as u32)"),
-    ("an unreachable earlier owner is asked", "steer", "backend.rung != rung::NONE && has(", "has("),
+    ("an unreachable earlier owner is asked", "steer", "if backend.rung == rung::NONE {\n            cached", "if false {\n            cached"),
+    ("what may be an unreachable owner's is reset", "steer", "cached = UNREACHABLE | owner as u32;", ""),
+    ("a SYN goes to an unreachable owner", "steer", "!opens && cached != NO_BACKEND && cached", "cached != NO_BACKEND && cached"),
+    (
+        "who has it beside an unreachable owner loses it",
+        "steer",
+        "backend.id, opens);\n        return slot.owner;",
+        "backend.id, opens);",
+    ),
+    ("an unwritten history is one", "steer", "history.filter(|history| history.count != 0)", "history"),
     ("a listener is a connection", "steer", "== Socket::Living\n}", "!= Socket::Unknown\n}"),
     (
         "a connection is looked for from the wrong port",
@@ -85,8 +94,8 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "what the current owner said is not remembered",
         "steer",
-        "tables.cache_owner(service.id, client, client_port, backend.id, opens);\n    }\n    slot.owner",
-        "}\n    slot.owner",
+        "tables.cache_owner(service.id, client, client_port, backend.id, opens);\n        return slot.owner;",
+        "return slot.owner;",
     ),
     (
         "the current owner is remembered unasked",

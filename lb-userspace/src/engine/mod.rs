@@ -82,6 +82,8 @@ pub struct Engine {
     gro_changes: Vec<GroChange>,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
+    /// Earlier owners of slots that have no interface, and since when by the agent's clock.
+    away: BTreeMap<IpAddr, Duration>,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
@@ -177,6 +179,7 @@ impl Engine {
             findings: BTreeMap::new(),
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
+            away: BTreeMap::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use lb_common::{
@@ -21,6 +22,9 @@ use crate::{
     },
 };
 
+/// How long an earlier owner without an interface is taken to have its sessions still: longer than it takes to move a pod to
+/// another interface, shorter than clients wait.
+const UNREACHABLE_GRACE: Duration = Duration::from_secs(30);
 /// Pods whose sockets are listed in one pass: a listing is some ten microseconds and more with thousands of sockets.
 const PODS_MAX: usize = 256;
 
@@ -41,17 +45,27 @@ impl Engine {
                 asked.entry(backend.endpoint.address).or_default().push((*vip, backend.endpoint, backend.position));
             }
         }
+        self.away.retain(|address, _| asked.contains_key(address));
         for (address, owners) in asked.into_iter().take(PODS_MAX) {
             let ports: BTreeSet<u16> = owners.iter().map(|(_, endpoint, _)| endpoint.port).collect();
             let listed_at = self.started.elapsed();
             match self.living_connections(address, &ports.into_iter().collect::<Vec<_>>()) {
                 Ok(Some(found)) => {
+                    self.away.remove(&address);
                     for (vip, endpoint, position) in owners {
                         self.prune_one(vip, endpoint, position, listed_at, &found);
                     }
                 }
-                // A pod that cannot be found now may be back in a moment, with its sessions.
-                Ok(None) => {}
+                // A pod that cannot be found now may be back in a moment, with its sessions: what may be its own is
+                // dropped so long, and not reset.
+                Ok(None) => {
+                    let since = *self.away.entry(address).or_insert(listed_at);
+                    if listed_at.saturating_sub(since) >= UNREACHABLE_GRACE {
+                        for (vip, endpoint, position) in owners {
+                            self.prune_one(vip, endpoint, position, listed_at, &[]);
+                        }
+                    }
+                }
                 Err(error) => debug!(%address, %error, "cannot list a pod's connections now"),
             }
         }
@@ -62,7 +76,7 @@ impl Engine {
         vip: VipKey,
         endpoint: EndpointKey,
         position: Position,
-        listed_at: std::time::Duration,
+        listed_at: Duration,
         found: &[Connection],
     ) {
         let Some(bits) = self.planner.services().get(&vip).map(|service| service.value.slots_log2) else { return };
