@@ -62,9 +62,19 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
         "if at > history.count as usize {",
     ),
     ("a history is one off", "steer", "slot.history as u32 - 1)", "slot.history as u32)"),
-    ("an unreachable earlier owner is asked", "steer", "if backend.rung == rung::NONE {\n            cached", "if false {\n            cached"),
+    (
+        "an unreachable earlier owner is asked",
+        "steer",
+        "if backend.rung == rung::NONE {\n            cached",
+        "if false {\n            cached",
+    ),
     ("what may be an unreachable owner's is reset", "steer", "cached = UNREACHABLE | owner as u32;", ""),
-    ("a SYN goes to an unreachable owner", "steer", "!opens && cached != NO_BACKEND && cached", "cached != NO_BACKEND && cached"),
+    (
+        "a SYN goes to an unreachable owner",
+        "steer",
+        "!opens && cached != NO_BACKEND && cached",
+        "cached != NO_BACKEND && cached",
+    ),
     (
         "who has it beside an unreachable owner loses it",
         "steer",

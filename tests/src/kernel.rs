@@ -1,6 +1,6 @@
 //! The loaded object with the tables of a [`Content`], driven by `BPF_PROG_TEST_RUN`. Needs privileges.
 
-mod shared;
+pub(crate) mod shared;
 
 use std::path::PathBuf;
 

@@ -307,6 +307,7 @@ impl Engine {
                 ops
             }
         };
+        self.forget_owners(&ops);
         match self.apply(ops) {
             Ok(()) => {
                 self.release_uplinks();

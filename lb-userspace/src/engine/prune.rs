@@ -1,7 +1,7 @@
 //! Earlier owners that have no connection of a slot any more are not asked for it any more.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use crate::{
     net::sockets::{Connection, Listeners, connections, connections_in},
     plan::{
         history::Position,
+        ops::MapOp,
         planner::{EndpointKey, VipKey},
     },
 };
@@ -68,6 +69,24 @@ impl Engine {
                 }
                 Err(error) => debug!(%address, %error, "cannot list a pod's connections now"),
             }
+        }
+    }
+
+    /// Before slots move: takes out of the flow cache who owns connections of these services. No packet of a stable slot asks
+    /// or tells the cache, so that a record may be of an earlier connection from the same port, whose owner is an owner
+    /// of the slot again. Lost records cost a question each.
+    pub(super) fn forget_owners(&self, ops: &[MapOp]) {
+        let offsets: BTreeSet<u32> = ops
+            .iter()
+            .filter_map(|op| match op {
+                MapOp::UpdateSlots { offset, .. } | MapOp::WriteSlots { offset, .. } => Some(*offset),
+                _ => None,
+            })
+            .collect();
+        let services = self.planner.services().values().filter(|service| offsets.contains(&service.value.slots));
+        let services: HashSet<u32> = services.map(|service| service.value.id).collect();
+        if !services.is_empty() {
+            self.tables.forget_owners(&services);
         }
     }
 
