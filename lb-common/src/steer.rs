@@ -301,7 +301,7 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
     if cached != NO_BACKEND && current.is_some_and(|backend| backend.id == cached) {
         return slot.owner;
     }
-        for at in 0..HISTORY {
+    for at in 0..HISTORY {
         if at >= history.count as usize {
             break;
         }

@@ -305,12 +305,8 @@ fn owners_that_cannot_take_a_packet_get_none() {
             &[Gets(DATA, Pod(OLD))],
         )
         .owned_by(Some(SHUT_OFF), &[OLD]),
-        case(
-            "the current owner cannot be reached: new connections are dropped",
-            &[],
-            &[Gets(SYN, unreachable)],
-        )
-        .owned_by(Some(SHUT_OFF), &[OLD]),
+        case("the current owner cannot be reached: new connections are dropped", &[], &[Gets(SYN, unreachable)])
+            .owned_by(Some(SHUT_OFF), &[OLD]),
         case("an earlier owner that cannot be asked has nothing", &[(UNASKED, open)], &[Gets(DATA, Pod(NEW))])
             .owned_by(Some(NEW), &[UNASKED]),
         case("nor has one in a namespace that is not there", &[(NO_SUCH_NAMESPACE, open)], &[Gets(DATA, Pod(NEW))])
