@@ -313,13 +313,15 @@ fn choose<'a, T: Tables>(
 
 /// Who gets a TCP packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
 /// positions in the service's backends, with [`HAS_IT`] where one is known to have it. A SYN is offered too: its client
-/// may use a port again while an earlier owner has the old connection half open.
+/// may use a port again while an earlier owner has the old connection half open. What nobody has
+/// may be of an earlier owner that cannot be reached now: it gets it, that is, nobody does, so that no session is reset
+/// because its pod's interface is away for a moment.
 #[inline(always)]
 pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u32 {
     let Offer { client, service, slot, client_port, .. } = offer;
     let opens = offer.opens != 0;
     let Some(history) = owners_before(tables, service, *slot) else {
-        // Named by a slot and not there: only the current owner is known.
+        // Named by a slot and not there, or never written: only the current owner is known.
         tables.count_broken_history();
         return slot.owner as u32;
     };
@@ -330,9 +332,9 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u32 {
     if cached != NO_BACKEND && current.is_some_and(|backend| backend.id == cached) {
         return slot.owner as u32 | HAS_IT;
     }
-    let owner = earlier(tables, offer, history, cached);
-    if owner != NO_OWNER {
-        return owner as u32 | HAS_IT;
+    let earlier = earlier(tables, offer, history, cached);
+    if earlier & HAS_IT != 0 {
+        return earlier;
     }
     if let Some(backend) = current
         && (opens || has(tables, *client, *client_port, backend))
@@ -340,7 +342,7 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u32 {
         tables.cache_owner(service.id, *client, *client_port, backend.id, opens);
         return slot.owner as u32 | if opens { 0 } else { HAS_IT };
     }
-    slot.owner as u32
+    if opens || earlier == NO_OWNER as u32 { slot.owner as u32 } else { earlier }
 }
 
 /// In what [`offer`] returns: the owner has the packet's connection.
@@ -377,14 +379,14 @@ impl Earlier {
     }
 }
 
-/// The earlier owners of a slot; `None` where it names a list that is not there.
+/// The earlier owners of a slot; `None` where it names a list that is not there, or was never written.
 #[inline(always)]
 pub(crate) fn owners_before<T: Tables>(tables: &T, service: &Service, slot: Slot) -> Option<Earlier> {
     if slot.history == 0 {
         return Some(Earlier { low: 0, high: 0 });
     }
     let at = service.histories.wrapping_add(slot.history as u32 - 1);
-    tables.history(at).map(Earlier::new)
+    tables.history(at).filter(|history| history.count != 0).map(Earlier::new)
 }
 
 /// A service's backend by its position.
@@ -394,10 +396,12 @@ pub(crate) fn backend_at<'a, T: Tables>(tables: &'a T, service: &Service, owner:
     if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
 }
 
-/// The first earlier owner who has a TCP client's connection, or [`NO_OWNER`]. Where the hash has changed, the owners of
-/// the slot that the other one names are among them: the current one, and those before.
+/// The first earlier owner who has a TCP client's connection, with [`HAS_IT`]; else one that cannot be reached, else
+/// [`NO_OWNER`]. Where the hash has changed, the owners of the slot that the other one names are among them: the current
+/// one, and those before.
 #[inline(always)]
-fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) -> u16 {
+fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) -> u32 {
+    let mut nobody = NO_OWNER as u32;
     let Offer { client, service, client_port, .. } = offer;
     let (mut other, mut others) = (NO_OWNER, Earlier { low: 0, high: 0 });
     let mut end = history.count();
@@ -421,14 +425,16 @@ fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) 
         };
         let Some(backend) = backend_at(tables, service, owner) else { continue };
         if backend.id == cached && cached != NO_BACKEND {
-            return owner;
+            return owner as u32 | HAS_IT;
         }
-        if backend.rung != rung::NONE && has(tables, *client, *client_port, backend) {
+        if backend.rung == rung::NONE {
+            nobody = owner as u32;
+        } else if has(tables, *client, *client_port, backend) {
             tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens != 0);
-            return owner;
+            return owner as u32 | HAS_IT;
         }
     }
-    NO_OWNER
+    nobody
 }
 
 #[inline(always)]

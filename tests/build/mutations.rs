@@ -88,7 +88,26 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ("the last earlier owner is not asked", "steer", "|| at >= HISTORY {", "|| at >= HISTORY - 1 {"),
     ("owners beyond the count are asked", "steer", "if at >= self.count() ||", "if at > self.count() ||"),
     ("a history is one off", "steer", "slot.history as u32 - 1)", "slot.history as u32)"),
-    ("an unreachable earlier owner is asked", "steer", "backend.rung != rung::NONE && has(", "has("),
+    (
+        "an unreachable earlier owner is asked",
+        "steer",
+        "if backend.rung == rung::NONE {\n            nobody",
+        "if false {\n            nobody",
+    ),
+    ("what may be an unreachable owner's is reset", "steer", "nobody = owner as u32;", ""),
+    (
+        "a SYN goes to an unreachable owner",
+        "steer",
+        "if opens || earlier == NO_OWNER as u32",
+        "if earlier == NO_OWNER as u32",
+    ),
+    (
+        "who has it beside an unreachable owner loses it",
+        "steer",
+        "return slot.owner as u32 | if opens { 0 } else { HAS_IT };",
+        "",
+    ),
+    ("an unwritten history is one", "steer", ".filter(|history| history.count != 0)", ""),
     ("a listener is a connection", "steer", "== Socket::Living\n}", "!= Socket::Unknown\n}"),
     (
         "a connection is looked for from the wrong port",

@@ -181,9 +181,24 @@ impl Lab {
 
     /// Ends the pod with this index (0 is the first) and everything in it, and makes it again with the same address.
     pub fn restart_pod(&mut self, index: usize) -> Result<()> {
-        let options = self.options;
-        let pod = self.pods.get_mut(index).context("no such pod")?;
-        pod.restart(&self.node, options)
+        self.unwire_pod(index)?;
+        self.renew_pod(index)?;
+        self.wire_pod(index)
+    }
+
+    /// Removes the pod's veth; its namespace and what is in it stay.
+    pub fn unwire_pod(&self, index: usize) -> Result<()> {
+        self.pods.get(index).context("no such pod")?.unwire(&self.node)
+    }
+
+    /// Gives the pod another namespace, without a veth. The old one goes with its last process and socket.
+    pub fn renew_pod(&mut self, index: usize) -> Result<()> {
+        self.pods.get_mut(index).context("no such pod")?.renew()
+    }
+
+    /// Gives a pod without one a veth.
+    pub fn wire_pod(&self, index: usize) -> Result<()> {
+        self.pods.get(index).context("no such pod")?.wire(&self.node, self.options)
     }
 
     /// Gives the pod with this index a new veth, as if its sandbox was rebuilt; the address stays.

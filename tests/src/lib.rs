@@ -4,6 +4,7 @@ pub mod agent;
 pub mod kernel;
 pub mod lab;
 pub mod packets;
+pub mod pinned;
 pub mod process;
 pub mod programs;
 pub mod scenario;

@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use lb_common::{address::Address, reason::Reason};
+use lb_common::{abi::protocol, address::Address, flow::Key, reason::Reason};
 use lb_tests::{
     kernel::{Kernel, object},
     packets::{Packet, flag, oracle},
@@ -46,16 +46,18 @@ enum Step {
     Gets(u8, Who),
     /// The connection with this pod is closed by both ends.
     Closes(u32),
+    /// The flow cache has the client as this pod's.
+    Remembers(u32),
 }
-use Step::{Closes, Gets};
+use Step::{Closes, Gets, Remembers};
 
 struct Case {
     what: String,
     service: u16,
     current: Option<u32>,
     earlier: Vec<u32>,
-    /// The slot's reference points nowhere.
-    is_lost: bool,
+    /// The slot's reference instead, which points nowhere.
+    lost: Option<u16>,
     connections: Vec<(u32, State)>,
     steps: Vec<Step>,
 }
@@ -67,7 +69,7 @@ fn case(what: impl Into<String>, connections: &[(u32, State)], steps: &[Step]) -
         service: PORT,
         current: Some(NEW),
         earlier: vec![OLD, OLDER],
-        is_lost: false,
+        lost: None,
         connections: connections.to_vec(),
         steps: steps.to_vec(),
     }
@@ -82,8 +84,8 @@ impl Case {
         Self { service, ..self }
     }
 
-    fn lost(self) -> Self {
-        Self { is_lost: true, ..self }
+    fn lost(self, reference: u16) -> Self {
+        Self { lost: Some(reference), ..self }
     }
 }
 
@@ -104,8 +106,8 @@ fn place<'a>(cases: &'a [Case], content: &mut Content) -> Vec<Place<'a>> {
         let mut own = |port: &u16| taken.insert(std::ptr::from_mut(content.slot_mut((client, *port), service)).addr());
         let from = (client, (50_000..60_000).find(&mut own).expect("more slots than cases"));
         content.set_owners(from, service, case.current, &case.earlier);
-        if case.is_lost {
-            content.slot_mut(from, service).history = 60_000;
+        if let Some(reference) = case.lost {
+            content.slot_mut(from, service).history = reference;
         }
         places.push(Place { case, from, vip });
     }
@@ -131,6 +133,12 @@ fn check(cases: &[Case]) {
                     sockets.close(&connection(pod));
                     sockets.check();
                 }
+                Remembers(pod) => {
+                    let vip = vip.to_string();
+                    let service = content.service_id(&vip, case.service, protocol::TCP);
+                    let backend = content.backend_id(&vip, case.service, protocol::TCP, pod);
+                    kernel.remember(&Key::tcp(service, from.0.into(), from.1), backend, 0);
+                }
                 Gets(flags, who) => {
                     let packet = Packet::from(from.0).to(vip).tcp(from.1, case.service).flags(flags);
                     assert_eq!(steer(&mut kernel, &packet), who, "{what}, step {number}, from {}", from.0);
@@ -139,9 +147,9 @@ fn check(cases: &[Case]) {
             }
         }
         let broken = kernel.reasons().into_iter().find(|(reason, _)| *reason == Reason::BrokenHistory);
-        let wanted = case.is_lost.then_some((Reason::BrokenHistory, packets));
+        let wanted = case.lost.map(|_| (Reason::BrokenHistory, packets));
         assert_eq!(broken, wanted, "{what}, histories that are not there, from {}", from.0);
-        if case.is_lost {
+        if case.lost.is_some() {
             let snapshot = kernel.snapshot().0;
             assert!(snapshot.flows.iter().flatten().all(Option::is_none), "{what}: a record in the flow cache");
             assert!(snapshot.bypasses.is_empty(), "{what}: a bypass");
@@ -258,26 +266,47 @@ fn the_cache_answers_until_a_syn_says_otherwise() {
 #[test]
 fn owners_that_cannot_take_a_packet_get_none() {
     let (open, no_backend) = (State::Established, Nobody(Reason::NoBackend));
+    let unreachable = Nobody(Reason::BackendUnreachable);
     check(&[
         case("no owner: new connections are refused", &[], &[Gets(SYN, no_backend), Gets(DATA, no_backend)])
             .owned_by(None, &[OLD]),
         case("no owner: sessions go on", &[(OLD, open)], &[Gets(DATA, Pod(OLD)), Gets(SYN, Pod(OLD))])
             .owned_by(None, &[OLD]),
         case("no owner, and none before", &[(OLD, open)], &[Gets(SYN, no_backend)]).owned_by(None, &[]),
-        case("an earlier owner that cannot be reached is passed over", &[(SHUT_OFF, open)], &[Gets(DATA, Pod(NEW))])
-            .owned_by(Some(NEW), &[SHUT_OFF]),
+        case(
+            "what nobody has may be of an earlier owner that cannot be reached: dropped; new connections are not",
+            &[(SHUT_OFF, open)],
+            &[Gets(DATA, unreachable), Gets(flag::RST, unreachable), Gets(SYN, Pod(NEW)), Gets(DATA, unreachable)],
+        )
+        .owned_by(Some(NEW), &[SHUT_OFF]),
+        case(
+            "sessions of those that can be reached go on beside it",
+            &[(OLDER, open)],
+            &[Gets(DATA, Pod(OLDER)), Closes(OLDER), Gets(SYN, Pod(NEW))],
+        )
+        .owned_by(Some(NEW), &[SHUT_OFF, OLDER]),
+        case(
+            "with a record in the cache and without one alike",
+            &[],
+            &[Gets(DATA, unreachable), Remembers(SHUT_OFF), Gets(DATA, unreachable), Gets(SYN, Pod(NEW))],
+        )
+        .owned_by(Some(NEW), &[SHUT_OFF]),
+        case("and those of the current owner", &[(NEW, open)], &[Gets(DATA, Pod(NEW)), Gets(DATA, Pod(NEW))])
+            .owned_by(Some(NEW), &[OLDER, SHUT_OFF]),
+        case(
+            "without a current owner: new connections are refused, what may be its own is dropped",
+            &[],
+            &[Gets(SYN, no_backend), Gets(DATA, unreachable)],
+        )
+        .owned_by(None, &[SHUT_OFF]),
         case(
             "the current owner cannot be reached: dropped; sessions of others go on",
             &[(OLD, open)],
             &[Gets(DATA, Pod(OLD))],
         )
         .owned_by(Some(SHUT_OFF), &[OLD]),
-        case(
-            "the current owner cannot be reached: new connections are dropped",
-            &[],
-            &[Gets(SYN, Nobody(Reason::BackendUnreachable))],
-        )
-        .owned_by(Some(SHUT_OFF), &[OLD]),
+        case("the current owner cannot be reached: new connections are dropped", &[], &[Gets(SYN, unreachable)])
+            .owned_by(Some(SHUT_OFF), &[OLD]),
         case("an earlier owner that cannot be asked has nothing", &[(UNASKED, open)], &[Gets(DATA, Pod(NEW))])
             .owned_by(Some(NEW), &[UNASKED]),
         case("nor has one in a namespace that is not there", &[(NO_SUCH_NAMESPACE, open)], &[Gets(DATA, Pod(NEW))])
@@ -289,7 +318,11 @@ fn owners_that_cannot_take_a_packet_get_none() {
 fn a_history_that_is_not_there_is_counted_and_disturbs_nothing() {
     let open = State::Established;
     check(&[
-        case("the current owner gets everything", &[(OLD, open)], &[Gets(DATA, Pod(NEW)), Gets(SYN, Pod(NEW))]).lost(),
+        case("the current owner gets everything", &[(OLD, open)], &[Gets(DATA, Pod(NEW)), Gets(SYN, Pod(NEW))])
+            .lost(60_000),
+        // The first one of the content is empty, as those are that were never written.
+        case("so also where the list was never written", &[(OLD, open)], &[Gets(DATA, Pod(NEW)), Gets(SYN, Pod(NEW))])
+            .lost(1),
         case("the slot beside has its history", &[(OLD, open)], &[Gets(DATA, Pod(OLD)), Gets(SYN, Pod(OLD))]),
     ]);
 }

@@ -331,6 +331,18 @@ impl Tables {
         if end == all.len() { 0 } else { end }
     }
 
+    /// Removes what the flow cache has of who owns TCP connections of these services.
+    pub fn forget_owners(&self, services: &HashSet<u32>) {
+        for entry in self.flows.elements().iter().flat_map(|bucket| &bucket.entries) {
+            if let Some((key, ..)) = flow::snapshot(entry)
+                && key.kind() == flow::Kind::Tcp
+                && services.contains(&key.parts().0)
+            {
+                flow::remove(entry, &key);
+            }
+        }
+    }
+
     /// Packets and bytes by reason.
     pub fn reasons(&self) -> Result<Vec<(Reason, Counter)>, DataPlaneError> {
         Reason::ALL

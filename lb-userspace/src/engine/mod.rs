@@ -85,6 +85,8 @@ pub struct Engine {
     gro_changes: Vec<GroChange>,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
+    /// Earlier owners of slots that have no interface, and since when by the agent's clock.
+    away: BTreeMap<IpAddr, Duration>,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
@@ -181,6 +183,7 @@ impl Engine {
             findings: BTreeMap::new(),
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
+            away: BTreeMap::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),
@@ -310,6 +313,7 @@ impl Engine {
                 ops
             }
         };
+        self.forget_owners(&ops);
         match self.apply(ops) {
             Ok(()) => {
                 self.release_uplinks();

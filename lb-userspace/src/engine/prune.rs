@@ -4,7 +4,7 @@
 //! never made anew, so the order is: first no record leads there, then no connection is there; that is final.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// How long an earlier owner without an interface is taken to have its sessions still: longer than it takes to move a pod to
+/// another interface, shorter than clients wait.
+const UNREACHABLE_GRACE: Duration = Duration::from_secs(30);
 /// Pods whose sockets are listed in one pass: a listing is some ten microseconds and more with thousands of sockets.
 const PODS_MAX: usize = 256;
 
@@ -50,30 +53,74 @@ impl Engine {
             }
         }
         let round = self.take_round();
+        self.away.retain(|address, _| asked.contains_key(address));
         for (address, owners) in asked.into_iter().take(PODS_MAX) {
             let ports: BTreeSet<u16> = owners.iter().map(|(_, endpoint, _)| endpoint.port).collect();
             let listed_at = self.started.elapsed();
             match self.living_connections(address, &ports.into_iter().collect::<Vec<_>>()) {
-                Ok(Some(found)) => {
-                    for (vip, endpoint, position) in owners {
-                        let local = SocketAddr::new(endpoint.local_address(), endpoint.port);
-                        let is_its = |connection: &&Connection| connection.local == local;
-                        let clients: Vec<SocketAddr> = match vip.protocol {
-                            Protocol::Tcp => found.iter().filter(is_its).map(|connection| connection.remote).collect(),
-                            Protocol::Udp => Vec::new(),
-                        };
-                        let ops = self.prune_one(vip, position, listed_at, &clients, round.as_ref());
-                        if !ops.is_empty()
-                            && let Err(error) = self.apply(ops)
-                        {
-                            debug!(%endpoint.address, %error, "shorter histories are not written yet");
+                Ok(found) => {
+                    // A pod that cannot be found now may be back in a moment, with its sessions: what may be its own is
+                    // dropped so long, and not reset.
+                    let found = match found {
+                        Some(found) => {
+                            self.away.remove(&address);
+                            found
                         }
+                        None => {
+                            let since = *self.away.entry(address).or_insert(listed_at);
+                            if listed_at.saturating_sub(since) < UNREACHABLE_GRACE {
+                                continue;
+                            }
+                            Vec::new()
+                        }
+                    };
+                    for (vip, endpoint, position) in owners {
+                        self.prune_owner(vip, endpoint, position, listed_at, &found, round.as_ref());
                     }
                 }
-                // A pod that cannot be found now may be back in a moment, with its sessions.
-                Ok(None) => {}
                 Err(error) => debug!(%address, %error, "cannot list a pod's connections now"),
             }
+        }
+    }
+
+    /// Before slots move: takes out of the flow cache who owns connections of these services. No packet of a stable slot asks
+    /// or tells the cache, so that a record may be of an earlier connection from the same port, whose owner is an owner
+    /// of the slot again. Lost records cost a question each.
+    pub(super) fn forget_owners(&self, ops: &[MapOp]) {
+        let offsets: BTreeSet<u32> = ops
+            .iter()
+            .filter_map(|op| match op {
+                MapOp::UpdateSlots { offset, .. } | MapOp::WriteSlots { offset, .. } => Some(*offset),
+                _ => None,
+            })
+            .collect();
+        let services = self.planner.services().values().filter(|service| offsets.contains(&service.value.slots));
+        let services: HashSet<u32> = services.map(|service| service.value.id).collect();
+        if !services.is_empty() {
+            self.tables.forget_owners(&services);
+        }
+    }
+
+    fn prune_owner(
+        &mut self,
+        vip: VipKey,
+        endpoint: EndpointKey,
+        position: Position,
+        listed_at: Duration,
+        found: &[Connection],
+        round: Option<&Round>,
+    ) {
+        let local = SocketAddr::new(endpoint.local_address(), endpoint.port);
+        let is_its = |connection: &&Connection| connection.local == local;
+        let clients: Vec<SocketAddr> = match vip.protocol {
+            Protocol::Tcp => found.iter().filter(is_its).map(|connection| connection.remote).collect(),
+            Protocol::Udp => Vec::new(),
+        };
+        let ops = self.prune_one(vip, position, listed_at, &clients, round);
+        if !ops.is_empty()
+            && let Err(error) = self.apply(ops)
+        {
+            debug!(%endpoint.address, %error, "shorter histories are not written yet");
         }
     }
 

@@ -3,10 +3,15 @@
 use std::{
     ops::Deref,
     os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
     ptr::NonNull,
 };
 
-use aya::{Ebpf, maps::Map};
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
 
 /// Elements of an array that kernel and test see at once; `T` has words that are accessed atomically.
 pub struct Shared<T> {
@@ -22,6 +27,18 @@ impl<T> Shared<T> {
     pub fn of(ebpf: &Ebpf, name: &str, elements: usize) -> Self {
         assert_eq!(size_of::<T>() % 8, 0, "elements of an array lie at multiples of eight bytes");
         let Some(Map::Array(data)) = ebpf.map(name) else { panic!("{name} is no array of the object") };
+        Self::of_map(data, name, elements)
+    }
+
+    /// Maps an array that is pinned here, whole.
+    pub fn pinned(path: &Path) -> Result<Self> {
+        let data = MapData::from_pin(path).with_context(|| format!("no map at {}", path.display()))?;
+        let info = data.info()?;
+        let bytes = info.value_size().next_multiple_of(8) as usize * info.max_entries() as usize;
+        Ok(Self::of_map(&data, &path.display().to_string(), bytes / size_of::<T>()))
+    }
+
+    fn of_map(data: &MapData, name: &str, elements: usize) -> Self {
         let fd = data.fd().as_fd().as_raw_fd();
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.

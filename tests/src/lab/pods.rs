@@ -77,12 +77,11 @@ impl Pod {
         format!("pod{}", self.index)
     }
 
-    pub(super) fn restart(&mut self, node: &Namespace, options: Options) -> Result<()> {
-        self.unwire(node)?;
+    pub(super) fn renew(&mut self) -> Result<()> {
         self.generation += 1;
         // The old name goes as its successor takes the field; the kernel ends the old namespace in its own time.
         self.namespace = Namespace::new(format!("{}-pod{}-{}", self.lab, self.index, self.generation))?;
-        self.wire(node, options)
+        Ok(())
     }
 
     pub(super) fn rewire(&mut self, node: &Namespace, options: Options) -> Result<()> {
@@ -93,11 +92,11 @@ impl Pod {
     }
 
     /// Removes the veth from the host side, which waits for both ends to be gone.
-    fn unwire(&self, node: &Namespace) -> Result<()> {
+    pub(super) fn unwire(&self, node: &Namespace) -> Result<()> {
         node.ip(&format!("link del {}", self.host_interface))
     }
 
-    fn wire(&self, node: &Namespace, options: Options) -> Result<()> {
+    pub(super) fn wire(&self, node: &Namespace, options: Options) -> Result<()> {
         let (host, pod) = (&self.host_interface, &self.namespace);
         let Pair { v4, v6 } = self.addresses;
         node.ip(&format!("link add {host} type veth peer name eth0 netns {}\n", pod.name()))?;

@@ -3,7 +3,8 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    time::Duration,
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -66,6 +67,16 @@ impl Conversation {
 
     /// As [`open`](Self::open), from a port of one's own choice.
     pub fn open_from_port(from: &Namespace, port: u16, target: SocketAddr, listener: &TcpListener) -> Result<Self> {
+        Ok(Self::open_any_from_port(from, port, target, std::slice::from_ref(listener))?.0)
+    }
+
+    /// As [`open_any`](Self::open_any), from a port of one's own choice.
+    pub fn open_any_from_port(
+        from: &Namespace,
+        port: u16,
+        target: SocketAddr,
+        listeners: &[TcpListener],
+    ) -> Result<(Self, usize)> {
         let dial = || -> io::Result<TcpStream> {
             // The standard library cannot bind a socket that it connects.
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -82,7 +93,7 @@ impl Conversation {
         };
         let client =
             from.run(dial).with_context(|| format!("cannot connect from {} port {port} to {target}", from.name()))?;
-        Self::accepted(client, listener)
+        Self::accepted_by(client, listeners)
     }
 
     /// As [`open`](Self::open), where any of several listeners may take the connection: also which one did.
@@ -138,6 +149,42 @@ impl Conversation {
         canonical(self.client.local_addr())
     }
 
+    /// The client says a line that must be answered by a reset: how long that took.
+    pub fn await_reset(self) -> Result<Duration> {
+        Widow(self.client).await_reset()
+    }
+
+    /// The client says a line that nobody answers yet, not even by a reset, for so long.
+    pub fn say_in_vain(&mut self, patience: Duration) -> Result<()> {
+        self.said += 1;
+        let line = format!("{:>width$}", self.said, width = LINE_BYTES);
+        self.client.write_all(line.as_bytes()).context("cannot send")?;
+        self.client.set_read_timeout(Some(patience))?;
+        let read = self.client.read(&mut [0; 1]);
+        self.client.set_read_timeout(Some(LIMIT))?;
+        ensure!(matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock), "{read:?} arrives");
+        Ok(())
+    }
+
+    /// The line of [`say_in_vain`](Self::say_in_vain) arrives after all.
+    pub fn hear_late(&mut self) -> Result<()> {
+        let mut received = [0; LINE_BYTES];
+        self.pod.read_exact(&mut received).context("nothing arrives")?;
+        ensure!(received == format!("{:>width$}", self.said, width = LINE_BYTES).as_bytes(), "another line arrives");
+        Ok(())
+    }
+
+    /// The pod's end goes as with a pod that is killed, whose kernel keeps nothing; the client's end is left.
+    pub fn kill_pod_end(self) -> Result<Widow> {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        let length = size_of::<libc::linger>() as libc::socklen_t;
+        let (fd, value) = (self.pod.as_raw_fd(), (&raw const linger).cast());
+        // SAFETY: the value lives across the call and has the option's type.
+        let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, length) };
+        ensure!(result == 0, "SO_LINGER: {}", io::Error::last_os_error());
+        Ok(Widow(self.client))
+    }
+
     /// Ends the connection from the client's side, as a health check does, and waits for the pod's end to see it.
     pub fn close(self) -> Result<()> {
         let Self { client, mut pod, .. } = self;
@@ -145,6 +192,22 @@ impl Conversation {
         let read = pod.read(&mut [0; LINE_BYTES])?;
         ensure!(read == 0, "{read} bytes after the end");
         Ok(())
+    }
+}
+
+/// The client's end of a connection whose other end is gone.
+#[derive(Debug)]
+pub struct Widow(TcpStream);
+
+impl Widow {
+    /// The client says a line that must be answered by a reset: how long that took.
+    pub fn await_reset(mut self) -> Result<Duration> {
+        let begun = Instant::now();
+        self.0.write_all(&[b'?'; LINE_BYTES]).context("cannot send")?;
+        match self.0.read(&mut [0; LINE_BYTES]) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(begun.elapsed()),
+            other => bail!("{other:?} after {:?} instead of a reset", begun.elapsed()),
+        }
     }
 }
 

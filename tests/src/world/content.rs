@@ -257,6 +257,12 @@ impl Content {
         self.backends.iter().find(is_wanted).expect("the service is one of the content").id
     }
 
+    /// The id of a service.
+    pub fn service_id(&self, vip: &str, port: u16, protocol: u8) -> u32 {
+        let key = ServiceKey::new(address(vip), port, protocol);
+        self.services.iter().find(|(known, _)| *known == key).expect("the service is one of the content").1.id
+    }
+
     /// A pod by its endpoint id.
     pub fn pod(&self, endpoint: u32) -> Backend {
         self.pods[endpoint as usize]

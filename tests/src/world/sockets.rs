@@ -3,7 +3,7 @@
 //! All ends are in one network namespace, of the calling thread alone, on its loopback: there a test run of
 //! `sluice_xdp` looks for them, and its packets never reach them, so states stay. TIME_WAIT ends after a minute.
 
-mod socket;
+pub(crate) mod socket;
 
 use std::{
     collections::{HashMap, HashSet},

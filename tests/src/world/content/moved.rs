@@ -134,7 +134,9 @@ impl Content {
                 _ => random.below(owners) as u16,
             };
             let history = match port {
-                PORT_NOWHERE if at % 2 == 0 => 30_000,
+                PORT_NOWHERE if at % 4 == 0 => 30_000,
+                // The list behind the last, which nobody has written.
+                PORT_NOWHERE if at % 4 == 2 => 1 + LISTS as u16,
                 PORT_KEPT | PORT_KEPT_UDP | PORT_KEPT_REHASHED if at % 3 == 0 => 0,
                 _ if at % 8 == 7 => 0,
                 // Lists are shared, and each is used.
@@ -150,6 +152,7 @@ impl Content {
             let count = 1 + list % HISTORY + if port == PORT_BEYOND && list % 4 == 0 { HISTORY } else { 0 };
             self.histories.push(History { count: count as u16, owners });
         }
+        self.histories.push(History::default());
     }
 
     /// Lets a client's slot of a moved service have this owner and these earlier ones, by their pods' numbers.

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Lets this process have as many descriptors as it may.
-pub(super) fn allow_many() {
+pub(crate) fn allow_many() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the limit lives across the call.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
@@ -43,7 +43,7 @@ pub(super) fn name_own_namespace(id: u32) {
 }
 
 /// A socket at a client's address and port, which may have others.
-pub(super) fn bound(at: SocketAddr) -> TcpStream {
+pub(crate) fn bound(at: SocketAddr) -> TcpStream {
     let family = if at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
@@ -59,7 +59,7 @@ pub(super) fn bound(at: SocketAddr) -> TcpStream {
 }
 
 /// Connects a bound socket.
-pub(super) fn connect(socket: &TcpStream, to: SocketAddr) -> io::Result<()> {
+pub(crate) fn connect(socket: &TcpStream, to: SocketAddr) -> io::Result<()> {
     let (address, length) = raw(to);
     // SAFETY: the address lives across the call and is at least as long as it says.
     match unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) } {
