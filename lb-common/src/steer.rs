@@ -8,11 +8,13 @@ use crate::{
     address::Address,
     answer::{self, IcmpError},
     checksum,
+    flow::State,
     headers::{self, ETHERNET, Headers, IPV4, IPV6, TCP, UDP, v4, v6},
     mark::{self, Mark},
+    opaque,
     packet::{Frame, View},
     reason::Reason,
-    session::{self, Claim, Claimed, Sessions, Socket},
+    session::{self, Claim, Claimed, Sessions, Socket, flag},
 };
 
 /// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
@@ -55,7 +57,7 @@ impl Verdict {
     }
 }
 
-/// A TCP packet of a moved slot.
+/// A TCP packet of a moved slot, or of a service with opaque backends.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Offer {
@@ -67,8 +69,8 @@ pub struct Offer {
     pub slot: Slot,
     /// Host order.
     pub client_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// 1 where it resets a connection.
+    pub resets: u16,
     /// 1 where it opens a connection.
     pub opens: u32,
     /// Zero.
@@ -91,8 +93,12 @@ pub trait Tables: Sessions {
     fn history(&self, index: u32) -> Option<&History>;
     /// The backend that owned a TCP client's connection in a moved slot when it was asked last.
     fn cached_owner(&self, service: u32, client: Address, client_port: u16) -> Option<u32>;
-    /// Remembers such a backend; where `only_known`, in place of another one only.
+    /// The same, or the one that is recorded, with what is known of the connection.
+    fn known_owner(&self, service: u32, client: Address, client_port: u16) -> Option<(u32, State)>;
+    /// Remembers a backend that was asked; where `only_known`, in place of another one only.
     fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool);
+    /// Records a backend that cannot be asked, or what has become of its connection.
+    fn keep_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, state: State);
     /// A backend by its place in the map.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Seed of [`flow_hash`].
@@ -192,8 +198,9 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     }
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
-    let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
-    let backend = match choose(tables, headers, &service, hash, source_port, opens) {
+    let flags = tcp_flags(frame, headers);
+    let opens = session::opens(flags);
+    let backend = match choose(tables, headers, &service, hash, source_port, flags) {
         Choice::Backend(backend) => backend,
         Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
@@ -227,9 +234,13 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     deliver(frame, headers, backend)
 }
 
+/// None of UDP's.
 #[inline(always)]
-fn opens_connection<F: Frame>(frame: &F, headers: &Headers) -> bool {
-    frame.at::<TCP>(headers.l4).is_some_and(|tcp| session::opens(tcp.get::<13, _>()))
+fn tcp_flags<F: Frame>(frame: &F, headers: &Headers) -> u8 {
+    if headers.protocol != protocol::TCP {
+        return 0;
+    }
+    frame.at::<TCP>(headers.l4).map_or(0, |tcp| tcp.get::<13, _>())
 }
 
 #[inline(always)]
@@ -252,14 +263,15 @@ fn choose<'a, T: Tables>(
     service: &Service,
     hash: u64,
     client_port: u16,
-    opens: bool,
+    flags: u8,
 ) -> Choice<'a> {
     let Some(slot) = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2))) else {
         return Choice::Broken;
     };
-    let owner = if slot.history != 0 && headers.protocol == protocol::TCP {
-        let opens = opens as u32;
-        tables.offer(&Offer { client: headers.source, service: *service, slot, client_port, pad: 0, opens, pad2: 0 })
+    let is_asked = slot.history != 0 || service.flags & service_flags::OFFERED != 0;
+    let owner = if is_asked && headers.protocol == protocol::TCP {
+        let (opens, resets) = (session::opens(flags) as u32, (flags & flag::RST != 0) as u16);
+        tables.offer(&Offer { client: headers.source, service: *service, slot, client_port, resets, opens, pad2: 0 })
     } else {
         slot.owner
     };
@@ -272,12 +284,33 @@ fn choose<'a, T: Tables>(
     }
 }
 
+/// Who gets a packet of a moved slot, or of a service with opaque backends, as a position in the service's backends: the
+/// opaque owner that its record names, else who is asked for it, else the current owner.
+#[inline(always)]
+pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
+    let has_opaque = offer.service.flags & service_flags::OPAQUE != 0;
+    if has_opaque {
+        let owner = opaque::recorded(tables, offer);
+        if owner != NO_OWNER {
+            return owner;
+        }
+    }
+    let owner = ask(tables, offer);
+    if has_opaque {
+        opaque::begin(tables, offer, owner);
+    }
+    owner
+}
+
 /// Who gets a packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
 /// positions in the service's backends. A SYN is offered too: its client may use a port again while an earlier owner
 /// has the old connection half open.
 #[inline(always)]
-pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
+fn ask<T: Tables>(tables: &T, offer: &Offer) -> u16 {
     let Offer { client, service, slot, client_port, .. } = *offer;
+    if slot.history == 0 {
+        return slot.owner;
+    }
     let opens = offer.opens != 0;
     let backend_at = |owner: u16| {
         let there = owner < service.backends_count;
@@ -320,7 +353,8 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
 #[inline(always)]
 fn has<T: Tables>(tables: &T, client: Address, client_port: u16, backend: &Backend) -> bool {
     let key = connection(client, client_port, protocol::TCP, backend);
-    tables.socket(backend.netns_id, &key) == Socket::Living
+    // Of an opaque pod no answer means anything.
+    !opaque::is_opaque(backend) && tables.socket(backend.netns_id, &key) == Socket::Living
 }
 
 /// A client's connection as the pod sees it.

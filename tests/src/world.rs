@@ -12,12 +12,14 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, History, NO_NETNS, Service, ServiceKey, Slot, Traffic,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, History, NO_NETNS, Service, ServiceKey,
+        Slot, Traffic, Watch,
     },
     address::Address,
-    flow::{self, Key},
+    flow::{self, Key, State},
     limiter::{self, Class},
     mark::{self, Mark},
+    opaque::{self, Segment},
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{self, Claim, Claimed, Sessions, Socket},
@@ -116,14 +118,17 @@ pub struct World {
     endpoints: HashMap<ServiceKey, Endpoint>,
     /// Connection → backend.
     pub bypasses: RefCell<HashMap<BypassKey, u32>>,
-    bypass_counts: Vec<Cell<u64>>,
+    bypass_counts: Vec<BypassCount>,
+    /// The coarse time; what packets record has it.
+    pub now: Cell<u32>,
     /// Connections that the pods' kernels have, of pods that can be asked.
     pub sockets: HashSet<BypassKey>,
     flows: Vec<flow::Bucket>,
     buckets: RefCell<[Bucket; 3]>,
     reasons: RefCell<Vec<Counter>>,
     backend_counters: RefCell<Vec<Traffic>>,
-    /// How often flows, bypasses or traffic counters were written to.
+    /// How often flows, bypasses or traffic counters were written to, but for records of connections that open or close,
+    /// which are made before it is known whether the packet goes anywhere.
     pub writes: Cell<u64>,
 }
 
@@ -134,6 +139,7 @@ impl World {
     /// Unused tables of this content.
     pub fn new(content: &Content) -> Self {
         let word = || Word::new(0);
+        let watch = || Watch { run: word(), unseen: word(), seen: word() };
         let entry = || flow::Entry { control: word(), client: [word(), word()], value: word() };
         let mut services: HashMap<_, _> = content.services.iter().copied().collect();
         for vip in &content.vips {
@@ -144,7 +150,8 @@ impl World {
             services,
             endpoints: content.endpoints.iter().copied().collect(),
             bypasses: RefCell::default(),
-            bypass_counts: vec![Cell::new(0); content.endpoint_ids],
+            bypass_counts: (0..content.endpoint_ids).map(|_| BypassCount { count: word(), watch: watch() }).collect(),
+            now: Cell::new(0),
             sockets: HashSet::new(),
             flows: (0..1usize << content.flows_log2)
                 .map(|_| flow::Bucket { entries: std::array::from_fn(|_| entry()) })
@@ -159,7 +166,8 @@ impl World {
     /// Forgets every packet.
     pub fn reset(&mut self) {
         self.bypasses.get_mut().clear();
-        self.bypass_counts.iter().for_each(|count| count.set(0));
+        self.bypass_counts.iter().for_each(|counts| counts.count.store(0));
+        self.bypass_counts.iter().for_each(|counts| counts.watch.clear());
         for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
             entry.control.store(0);
             entry.client[0].store(0);
@@ -182,7 +190,7 @@ impl World {
             reasons: self.reasons.borrow().clone(),
             backends: self.backend_counters.borrow().clone(),
             bypasses: self.bypasses.borrow().clone(),
-            bypass_counts: self.bypass_counts.iter().map(Cell::get).collect(),
+            bypass_counts: self.bypass_counts.iter().map(|counts| counts.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
             tokens: self.buckets.borrow().map(|bucket| (bucket.tokens, bucket.since != 0)),
         }
@@ -255,7 +263,7 @@ impl World {
         let room = bypasses.len() < self.content.bypasses_capacity;
         if room {
             bypasses.insert(*key, backend);
-            count.set(count.get() + 1);
+            count.count.add(1);
         }
         room
     }
@@ -311,6 +319,21 @@ impl Tables for World {
         }
     }
 
+    fn known_owner(&self, service: u32, client: Address, client_port: u16) -> Option<(u32, State)> {
+        let key = Key::tcp(service, client, client_port);
+        flow::find_with_state(self.flow_bucket(&key)?, &key, 0)
+    }
+
+    fn keep_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, state: State) {
+        if state == State::Established {
+            self.writes.set(self.writes.get() + 1);
+        }
+        let key = Key::tcp(service, client, client_port).in_state(state);
+        if let Some(bucket) = self.flow_bucket(&key) {
+            flow::record(bucket, &key, backend, 0);
+        }
+    }
+
     fn backend(&self, index: u32) -> Option<&Backend> {
         self.content.backends.get(index as usize)
     }
@@ -340,7 +363,7 @@ impl Sessions for World {
     }
 
     fn has_bypasses(&self, endpoint: u32) -> bool {
-        self.bypass_counts.get(endpoint as usize).is_some_and(|count| count.get() != 0)
+        self.bypass_counts.get(endpoint as usize).is_some_and(|counts| counts.count.load() != 0)
     }
 
     fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
@@ -356,7 +379,7 @@ impl Sessions for World {
         if self.bypasses.borrow_mut().remove(key).is_some()
             && let Some(count) = self.bypass_counts.get(endpoint as usize)
         {
-            count.set(count.get() - 1);
+            count.count.add(u64::MAX);
         }
     }
 
@@ -367,6 +390,12 @@ impl Sessions for World {
             _ => Socket::Gone,
         }
     }
+
+    fn is_seen(&self, netns_id: u32, connection: &BypassKey) -> Option<bool> {
+        (netns_id != NO_NETNS).then(|| self.sockets.contains(connection))
+    }
+
+    fn refresh_bypass(&self, _key: &BypassKey) {}
 
     fn admit(&self, class: Class) -> bool {
         let limit = self.content.settings.limits[class as usize];
@@ -386,5 +415,17 @@ impl ReturnTables for World {
 
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
         self.content.backend_vips.get(backend as usize).copied()
+    }
+
+    fn counts(&self, endpoint: u32) -> Option<&BypassCount> {
+        self.bypass_counts.get(endpoint as usize)
+    }
+
+    fn coarse_now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn hear(&self, segment: &Segment) {
+        opaque::hear(self, segment);
     }
 }

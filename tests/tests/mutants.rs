@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::{
     abi::{BypassKey, ServiceKey, protocol},
-    flow::Key,
+    flow::{Key, State},
     steer::Verdict,
 };
 use lb_tests::{
@@ -35,7 +35,7 @@ const SEED: u64 = 0x7ee7;
 /// Packets between two comparisons of counters and tables.
 const BATCH: usize = 256;
 /// In all; a mutant that survives them is not caught.
-const BATCHES: usize = 240;
+const BATCHES: usize = 600;
 
 /// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
 const REMEMBERED: usize = 100;
@@ -77,13 +77,14 @@ fn record_time(kernel: &mut Kernel) -> u32 {
 
 /// One of a service's backends, as the owner of a client's connection.
 fn an_owner(random: &mut Random, content: &Content) -> (Key, u32) {
-    let (family, (port, _)) = (random.below(2), random.pick(&moved::PORTS[..5]));
+    let (family, (port, _)) = (random.below(2), random.pick(&moved::PORTS[..6]));
     let client = address_of(family, random.below(sockets::CLIENTS) as u8);
     let client_port = sockets::FIRST_PORT + random.below(sockets::PORTS) as u16;
     let key = ServiceKey::new(address(VIPS[family][0]), port, protocol::TCP);
     let (_, service) = content.services.iter().find(|(known, _)| *known == key).expect("a service with moved slots");
     let backend = content.backends[service.backends as usize + random.below(service.backends_count.into())];
-    (Key::tcp(service.id, client.into(), client_port), backend.id)
+    let state = random.pick(&[State::Established, State::Opening, State::Closing]);
+    (Key::tcp(service.id, client.into(), client_port).in_state(state), backend.id)
 }
 
 /// The number of the packet, from 1, at which the mutant differs from the kernel.

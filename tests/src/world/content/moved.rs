@@ -26,6 +26,8 @@ pub const NO_SUCH_NAMESPACE: u32 = 17;
 pub const NETNS_ID: u32 = 7;
 /// Nobody listens there.
 pub const SILENT: u32 = 19;
+/// Opaque to [`PORT_OPAQUE`]; what the kernels have of their connections means nothing there.
+pub const OPAQUE: [u32; 4] = [12, 15, UNASKED, 20];
 /// Listens on [::], for both families; the others on their own addresses.
 pub const DUAL: [u32; 3] = [12, 15, 18];
 
@@ -39,18 +41,21 @@ pub const PORT_NO_OWNER: u16 = 7003;
 pub const PORT_NOWHERE: u16 = 7004;
 /// Owners beyond the backends, and counts beyond the owners.
 pub const PORT_BEYOND: u16 = 7005;
+/// Some of the pods are opaque there.
+pub const PORT_OPAQUE: u16 = 7008;
 /// UDP, whose clients are recorded.
 pub const PORT_UDP: u16 = 7006;
 /// UDP, whose clients are not.
 pub const PORT_UDP_UNRECORDED: u16 = 7007;
 
 /// The services' ports by protocol, for generators.
-pub const PORTS: [(u16, u8); 7] = [
+pub const PORTS: [(u16, u8); 8] = [
     (PORT, protocol::TCP),
     (PORT_RECORDED, protocol::TCP),
     (PORT_NO_OWNER, protocol::TCP),
     (PORT_NOWHERE, protocol::TCP),
     (PORT_BEYOND, protocol::TCP),
+    (PORT_OPAQUE, protocol::TCP),
     (PORT_UDP, protocol::UDP),
     (PORT_UDP_UNRECORDED, protocol::UDP),
 ];
@@ -79,10 +84,20 @@ impl Content {
 
     pub(super) fn add_moved_services(&mut self, vip: &str) {
         for (port, protocol) in PORTS {
-            let flags = if port == PORT_UDP { service_flags::RECORD } else { 0 };
+            let flags = match port {
+                PORT_UDP => service_flags::RECORD,
+                PORT_OPAQUE => service_flags::OPAQUE,
+                _ => 0,
+            };
             let backend_flags = if port == PORT_RECORDED { backend_flags::RECORD } else { 0 };
             self.add_service(vip, port, protocol, flags, backend_flags, &OWNERS);
             self.move_slots(port);
+            if port == PORT_OPAQUE {
+                let (_, service) = self.services.last().expect("one was added");
+                for (at, _) in OWNERS.iter().enumerate().filter(|(_, id)| OPAQUE.contains(id)) {
+                    self.backends[service.backends as usize + at].flags |= backend_flags::OPAQUE;
+                }
+            }
         }
     }
 
@@ -101,6 +116,7 @@ impl Content {
             };
             let history = match port {
                 PORT_NOWHERE if at % 2 == 0 => 30_000,
+                PORT_OPAQUE if at % 2 == 1 => 0,
                 _ if at % 8 == 7 => 0,
                 // Lists are shared, and each is used.
                 _ => 1 + (at % LISTS) as u16,
