@@ -285,9 +285,15 @@ impl Tables {
         }
     }
 
-    /// No records of an endpoint are left: its id may name another one.
+    /// No records of an endpoint are left: its id may name another one, of which nothing is known.
     pub fn clear_bypass_count(&self, endpoint: u32) {
         self.bypass_counts.elements()[endpoint as usize].count.store(0);
+        self.watch(endpoint).clear();
+    }
+
+    /// Whether an endpoint's sockets are seen, as the return programs have counted.
+    pub fn watch(&self, endpoint: u32) -> &abi::Watch {
+        &self.bypass_counts.elements()[endpoint as usize].watch
     }
 
     /// Removes what the flow cache has of these endpoints, services and backends.

@@ -3,6 +3,7 @@
 mod connections;
 mod flows;
 mod guard;
+mod opaque;
 mod pods;
 mod prune;
 mod report;
@@ -34,6 +35,7 @@ use tracing::{error, info, warn};
 use self::{
     flows::Sweeper,
     guard::Lock,
+    opaque::OpaqueEndpoints,
     pods::{Finding, GroChange, Wanted},
     uplinks::AttachedUplink,
 };
@@ -84,6 +86,7 @@ pub struct Engine {
     gro_changes: Vec<GroChange>,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
+    opaque: OpaqueEndpoints,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
@@ -180,6 +183,7 @@ impl Engine {
             findings: BTreeMap::new(),
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
+            opaque: OpaqueEndpoints::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),
@@ -259,7 +263,8 @@ impl Engine {
     fn look_after(&mut self, ticks: u64) {
         self.retire();
         self.sweep_flows();
-        let unsettled = self.waiting.is_some()
+        let unsettled = self.find_opaque()
+            || self.waiting.is_some()
             || self.uplinks.len() != self.snapshot.uplinks.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
         if unsettled {
@@ -298,6 +303,7 @@ impl Engine {
             return Ok(left);
         }
         let places = self.find_pods(&links, &routes);
+        self.planner.set_opaque(self.opaque_endpoints());
         let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
             Stage::Whole(ops) => ops,
             Stage::Part(ops, PlanError::Full { what, key, capacity }) => {

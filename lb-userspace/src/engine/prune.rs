@@ -12,9 +12,9 @@ use lb_common::{
 };
 use tracing::debug;
 
-use super::Engine;
+use super::{Engine, opaque::is_opaque};
 use crate::{
-    net::sockets::{Connection, Listeners, connections, connections_in},
+    net::sockets::{Connection, Listeners, TcpState, connections, connections_in},
     plan::{
         history::Position,
         planner::{EndpointKey, VipKey},
@@ -26,21 +26,28 @@ const PODS_MAX: usize = 256;
 
 impl Engine {
     /// Lists the sockets of pods that were owners of moved slots, and takes them out of the histories of slots where they
-    /// have none.
+    /// have none. Of opaque pods the records are listed instead, once each living connection has one.
     pub(super) fn prune_histories(&mut self) {
         // What is not written yet says nothing of where connections went.
         if !self.pending.is_empty() {
             return;
         }
         let mut asked: BTreeMap<IpAddr, Vec<(VipKey, EndpointKey, Position)>> = BTreeMap::new();
+        let mut recorded: BTreeMap<u32, (VipKey, EndpointKey, Position)> = BTreeMap::new();
         for (vip, service) in self.planner.services() {
             let Some(slots) = service.slots().filter(|slots| slots.moved() != 0) else { continue };
             let earlier: BTreeSet<Position> =
                 slots.lists().flat_map(|(_, list)| list.owners().collect::<Vec<_>>()).collect();
             for backend in service.backends.iter().filter(|backend| earlier.contains(&backend.position)) {
-                asked.entry(backend.endpoint.address).or_default().push((*vip, backend.endpoint, backend.position));
+                let owner = (*vip, backend.endpoint, backend.position);
+                if !is_opaque(backend) {
+                    asked.entry(backend.endpoint.address).or_default().push(owner);
+                } else if self.is_all_recorded(&backend.endpoint) {
+                    recorded.insert(backend.value.id, owner);
+                }
             }
         }
+        self.prune_recorded(&recorded);
         for (address, owners) in asked.into_iter().take(PODS_MAX) {
             let ports: BTreeSet<u16> = owners.iter().map(|(_, endpoint, _)| endpoint.port).collect();
             let listed_at = self.started.elapsed();
@@ -54,6 +61,21 @@ impl Engine {
                 Ok(None) => {}
                 Err(error) => debug!(%address, %error, "cannot list a pod's connections now"),
             }
+        }
+    }
+
+    /// Opaque pods, by the id of their backend.
+    fn prune_recorded(&mut self, owners: &BTreeMap<u32, (VipKey, EndpointKey, Position)>) {
+        if owners.is_empty() {
+            return;
+        }
+        let listed_at = self.started.elapsed();
+        let mut clients = self.recorded_clients(&owners.keys().copied().collect());
+        for (id, (vip, endpoint, position)) in owners {
+            let local = SocketAddr::new(endpoint.address, endpoint.port);
+            let of_client = |remote| Connection { local, remote, state: TcpState::Established };
+            let found: Vec<Connection> = clients.remove(id).unwrap_or_default().into_iter().map(of_client).collect();
+            self.prune_one(*vip, *endpoint, *position, listed_at, &found);
         }
     }
 

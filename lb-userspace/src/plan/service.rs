@@ -119,6 +119,9 @@ impl Planner {
             next.value = abi::Service { id: next.value.id, ..abi::Service::default() };
         }
         next.value.flags = if service.replies == ReplyMode::Recorded { service_flags::RECORD } else { 0 };
+        if next.backends.iter().any(|backend| backend.value.flags & backend_flags::OPAQUE != 0) {
+            next.value.flags |= service_flags::OPAQUE;
+        }
         if old.is_none_or(|old| old.value != next.value) {
             steps.show.push(MapOp::SetService { key: key.to_abi(), value: next.value });
         }
@@ -170,7 +173,8 @@ impl Planner {
             let Some(installed) = self.endpoints.get(&endpoint) else { continue };
             let is_default = default_service(installed, replies).is_none_or(|default| default == key);
             let record = service.replies == ReplyMode::Static && !is_default;
-            let flags = if record { backend_flags::RECORD } else { 0 };
+            let opaque = Self::is_opaque(self.opaque(), &endpoint, &installed.way);
+            let flags = if record { backend_flags::RECORD } else { 0 } | if opaque { backend_flags::OPAQUE } else { 0 };
             let is_v4 = key.address.is_ipv4();
             let address_change = checksum::change_address(key.address.into(), installed.way.address, is_v4);
             let value = abi::Backend { id, flags, address_change, ..installed.way };
