@@ -94,6 +94,10 @@ pub mod service_flags {
     pub const AFFINITY: u8 = 1 << 3;
     /// TCP: what is said of [`AFFINITY`] has changed, and connections from before are in the slots of the other hash.
     pub const REHASHED: u8 = 1 << 4;
+    /// TCP: a backend is opaque.
+    pub const OPAQUE: u8 = 1 << 5;
+    /// What makes a TCP packet one that is offered, whether its slot has moved or not.
+    pub const OFFERED: u8 = REHASHED | OPAQUE;
 }
 
 /// Sixteen slots of a Maglev table, because array elements take eight bytes at least and slots are four.
@@ -189,6 +193,8 @@ pub mod backend_flags {
     pub const RECORD: u8 = 1 << 0;
     /// Of a service with client affinity: it takes no new connection, whatever a client's record says.
     pub const DRAINS: u8 = 1 << 3;
+    /// The pod's sockets cannot be seen: its connections are recorded in `flows`, and it is not asked.
+    pub const OPAQUE: u8 = 1 << 5;
 }
 
 /// Values of [`Backend::rung`].
@@ -236,6 +242,8 @@ pub mod endpoint_flags {
     pub const LEARNING: u16 = 1 << 3;
     /// The agent's own, for the length of a self-test.
     pub const SELF_TEST: u16 = 1 << 4;
+    /// The pod's sockets cannot be seen: what leaves by TCP is recorded in `flows`.
+    pub const OPAQUE: u16 = 1 << 7;
 }
 
 /// Key of `bypasses`: one connection of an endpoint.
@@ -406,9 +414,78 @@ pub const fn coarse_ticks(jiffies: u64) -> u32 {
     (jiffies >> COARSE_SHIFT) as u32
 }
 
-/// How many bypasses (and records of other services) an endpoint has: value of `endpoint_bypasses`.
+/// How many bypasses (and records of other services) an endpoint has, and whether its sockets are seen: value of
+/// `endpoint_bypasses`.
 #[repr(C)]
 pub struct BypassCount {
     /// Never less than the records in the map.
     pub count: Word,
+    /// Segments with payload that were looked after.
+    pub watch: Watch,
+}
+const _: () = assert!(size_of::<BypassCount>() == 32);
+
+/// Segments with payload that left an endpoint and whose socket was looked for. Counts are not exact: programs on
+/// several CPUs may write at once.
+#[repr(C)]
+pub struct Watch {
+    /// Bits 0–31: how many, the latest, had no socket. Bits 32–63: when the last was looked after, in ticks of
+    /// [`coarse_ticks`].
+    pub run: Word,
+    /// How many had none.
+    pub unseen: Word,
+    /// How many had one.
+    pub seen: Word,
+}
+
+impl Watch {
+    /// Whether a segment may be looked after: once in a tick, so that a burst counts once.
+    #[inline(always)]
+    pub fn is_due(&self, now: u32) -> bool {
+        (self.run.load() >> 32) as u32 != now
+    }
+
+    /// Counts a segment that was looked after.
+    #[inline(always)]
+    pub fn note(&self, seen: bool, now: u32) {
+        let tick = (now as u64) << 32;
+        if seen {
+            self.seen.add(1);
+            self.run.store(tick);
+        } else {
+            self.unseen.add(1);
+            self.run.store(tick | (self.run.load() as u32).saturating_add(1) as u64);
+        }
+    }
+
+    /// How many segments in a row had no socket.
+    pub fn run(&self) -> u32 {
+        self.run.load() as u32
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.run.store(0);
+        self.unseen.store(0);
+        self.seen.store(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_counts_once_in_a_tick_and_from_the_last_socket_on() {
+        let word = || Word::new(0);
+        let watch = Watch { run: word(), unseen: word(), seen: word() };
+        for now in 1..4 {
+            assert!(watch.is_due(now));
+            watch.note(false, now);
+            assert!(!watch.is_due(now));
+        }
+        assert_eq!(watch.run(), 3);
+        watch.note(true, 4);
+        assert_eq!((watch.run(), watch.unseen.load(), watch.seen.load()), (0, 3, 1));
+    }
 }

@@ -11,7 +11,8 @@
 //! For TCP a record is made of a connection that the pod's kernel has, never of a SYN: who forges addresses fills nothing.
 
 use crate::{
-    abi::{Backend, HISTORY, NO_BACKEND, NO_OWNER, backend_flags, rung},
+    abi::{Backend, HISTORY, NO_BACKEND, NO_OWNER, backend_flags, rung, service_flags},
+    opaque,
     steer::{HAS_IT, Offer, Tables, backend_at, has, owners_before},
 };
 
@@ -19,9 +20,18 @@ use crate::{
 /// or the current owner of a slot that has not moved.
 #[inline(always)]
 pub fn keep<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {
+    let owner = kept(tables, offer, found);
+    if offer.service.flags & service_flags::OPAQUE != 0 && found & HAS_IT == 0 {
+        opaque::begin(tables, offer, owner);
+    }
+    owner
+}
+
+#[inline(always)]
+fn kept<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {
     let Offer { client, service, slot, client_port, .. } = offer;
     let (owner, has_it) = (found as u16, found & HAS_IT != 0);
-    let (opens, is_tcp) = (offer.opens != 0, offer.datagram == 0);
+    let (opens, is_tcp) = (offer.opens(), offer.datagram == 0);
     let Some(backend) = backend_at(tables, service, owner) else {
         // Nobody owns the slot: no record leads anywhere else, because who takes new connections owns slots.
         return owner;

@@ -20,8 +20,23 @@ const KIND_UDP: u64 = 1 << 47;
 const KIND_TCP: u64 = 1 << 46;
 /// In [`Key::identity`]: client affinity.
 const KIND_AFFINITY: u64 = 1 << 45;
+/// In [`Key::identity`]: a [`State`].
+const STATE: u64 = 3 * STATE_ONE;
+const STATE_ONE: u64 = 1 << 42;
 /// Endpoints and services are numbered below this in an identity.
-const NUMBERS: u64 = 1 << 28;
+const NUMBERS: u64 = 1 << 26;
+
+/// What is known of a recorded TCP connection. No part of what a record is found by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum State {
+    /// Its pod has it; so also all records that are shortcuts.
+    Established = 0,
+    /// A client asked for it, and its pod has said nothing yet.
+    Opening,
+    /// Its pod has closed, or its client has given it up.
+    Closing,
+}
 
 /// One record; 32 bytes, so that two share a cache line and none crosses it.
 #[repr(C, align(32))]
@@ -94,6 +109,18 @@ impl Key {
         }
     }
 
+    /// The same with a state.
+    #[inline(always)]
+    pub const fn in_state(self, state: State) -> Self {
+        Self { identity: (self.identity & !STATE) | (state as u64 * STATE_ONE), ..self }
+    }
+
+    /// The state.
+    #[inline(always)]
+    pub const fn state(&self) -> State {
+        state_of(self.identity)
+    }
+
     /// The key's bucket: see [`client_hash`].
     #[inline(always)]
     pub const fn hash(&self, seed: u64) -> u64 {
@@ -112,7 +139,7 @@ impl Key {
 
     #[inline(always)]
     fn is_in(&self, entry: &Entry, control: u64) -> bool {
-        control & IDENTITY == self.identity
+        control & IDENTITY & !STATE == self.identity & !STATE
             && entry.client[1].load() == self.client[1]
             && entry.client[0].load() == self.client[0]
     }
@@ -137,13 +164,28 @@ pub fn fetch(bucket: &Bucket) {
     bucket.entries[0].control.load();
 }
 
+#[inline(always)]
+const fn state_of(identity: u64) -> State {
+    match identity & STATE {
+        0 => State::Established,
+        STATE_ONE => State::Opening,
+        _ => State::Closing,
+    }
+}
+
 /// The backend that a record names; refreshed where `now` has moved on.
 #[inline(always)]
 pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
+    find_with_state(bucket, key, now).map(|(backend, _)| backend)
+}
+
+/// The same with what is known of the connection.
+#[inline(always)]
+pub fn find_with_state(bucket: &Bucket, key: &Key, now: u32) -> Option<(u32, State)> {
     for entry in &bucket.entries {
-        if let Some(value) = read(entry, key) {
+        if let Some((value, state)) = read(entry, key) {
             refresh(entry, value, now);
-            return Some(value as u32);
+            return Some((value as u32, state));
         }
     }
     None
@@ -154,7 +196,7 @@ pub fn find(bucket: &Bucket, key: &Key, now: u32) -> Option<u32> {
 #[inline(always)]
 pub fn find_within(bucket: &Bucket, key: &Key, now: u32, limit: u32, backend: u32) -> Option<u32> {
     for entry in &bucket.entries {
-        if let Some(value) = read(entry, key) {
+        if let Some((value, _)) = read(entry, key) {
             // Another CPU may have refreshed it by a clock that is ahead of this reading.
             if now.wrapping_sub((value >> 32) as u32) as i32 > limit as i32 {
                 return None;
@@ -174,14 +216,14 @@ pub fn holds(bucket: &Bucket, key: &Key) -> bool {
     bucket.entries.iter().any(|entry| read(entry, key).is_some())
 }
 
-/// The value of an entry that holds the key's record.
+/// The value of an entry that holds the key's record, and the connection's state.
 #[inline(always)]
-fn read(entry: &Entry, key: &Key) -> Option<u64> {
+fn read(entry: &Entry, key: &Key) -> Option<(u64, State)> {
     let control = entry.control.load();
     if key.is_in(entry, control) {
         let value = entry.value.load();
         if entry.control.load() == control {
-            return Some(value);
+            return Some((value, state_of(control)));
         }
     }
     None
@@ -195,7 +237,8 @@ fn refresh(entry: &Entry, value: u64, now: u32) {
     }
 }
 
-/// Records that `key` came to `backend`; the oldest record of the bucket goes where it is full.
+/// Records that `key` came to `backend`; the oldest record of the bucket goes where it is full, one of a connection that
+/// is opening or closing before others, and one of an opening connection takes no others' place.
 #[inline(always)]
 pub fn record(bucket: &Bucket, key: &Key, backend: u32, now: u32) {
     let (mut best, mut way, mut seen) = (u64::MAX, 0usize, 0u64);
@@ -210,7 +253,7 @@ pub fn record(bucket: &Bucket, key: &Key, backend: u32, now: u32) {
             (best, way, seen) = (rank, i, control);
         }
     }
-    if best != u64::MAX {
+    if best < OTHERS || best != u64::MAX && key.identity & STATE == 0 {
         write(&bucket.entries[way & (WAYS - 1)], seen, key, pack(backend, now));
     }
 }
@@ -220,7 +263,11 @@ const fn pack(backend: u32, now: u32) -> u64 {
     backend as u64 | (now as u64) << 32
 }
 
-/// Replacement order, lowest first: free, then the longest unused; one that is being written never.
+/// Ranks of records that are neither opening nor closing begin here.
+const OTHERS: u64 = 1 << 33;
+
+/// Replacement order, lowest first: free, then what opens or closes, then the longest unused; one that is being written
+/// never.
 #[inline(always)]
 const fn rank(control: u64, value: u64, now: u32) -> u64 {
     if control & SEQUENCE != 0 {
@@ -228,7 +275,8 @@ const fn rank(control: u64, value: u64, now: u32) -> u64 {
     } else if control & IDENTITY == 0 {
         0
     } else {
-        1 + (u32::MAX - now.wrapping_sub((value >> 32) as u32)) as u64
+        let class = if control & STATE == 0 { OTHERS } else { 1 };
+        class + (u32::MAX - now.wrapping_sub((value >> 32) as u32)) as u64
     }
 }
 
@@ -254,11 +302,13 @@ pub fn snapshot(entry: &Entry) -> Option<(Key, u32, u32)> {
     (control & IDENTITY != 0 && entry.control.load() == control).then_some((key, value as u32, (value >> 32) as u32))
 }
 
-/// Removes the record of `key` if the entry still holds it.
+/// Removes the record of `key` if the entry still holds it, in the same state.
 #[cfg(not(target_arch = "bpf"))]
 pub fn remove(entry: &Entry, key: &Key) -> bool {
     let control = entry.control.load();
-    key.is_in(entry, control) && entry.control.swap_if(control, (control & !IDENTITY).wrapping_add(2 * SEQUENCE))
+    control & STATE == key.identity & STATE
+        && key.is_in(entry, control)
+        && entry.control.swap_if(control, (control & !IDENTITY).wrapping_add(2 * SEQUENCE))
 }
 
 #[cfg(test)]
@@ -331,6 +381,37 @@ mod tests {
         record(&bucket, &key(1), 2, 2);
         assert_eq!(find(&bucket, &key(1), 2), Some(2));
         assert_eq!(bucket.entries.iter().filter_map(snapshot).count(), 1);
+    }
+
+    #[test]
+    fn a_state_is_no_part_of_what_a_record_is_found_by() {
+        let bucket = bucket();
+        let key = Key::tcp(3, Address::from_words([0, 5]), 1);
+        for state in [State::Opening, State::Established, State::Closing] {
+            record(&bucket, &key.in_state(state), 7, 1);
+            assert_eq!(find_with_state(&bucket, &key, 1), Some((7, state)));
+            assert_eq!(bucket.entries.iter().filter_map(snapshot).count(), 1);
+        }
+        assert!(!remove(&bucket.entries[0], &key), "of another state");
+        assert!(remove(&bucket.entries[0], &key.in_state(State::Closing)));
+    }
+
+    #[test]
+    fn a_flood_of_opening_connections_takes_no_others_place() {
+        let bucket = bucket();
+        let tcp = |n| Key::tcp(3, Address::from_words([0, 5]), n);
+        for n in 0..3 {
+            record(&bucket, &tcp(n), 1, 0);
+        }
+        for n in 10..100 {
+            record(&bucket, &tcp(n).in_state(State::Opening), 1, n.into());
+            assert_eq!(find(&bucket, &tcp(n), n.into()), Some(1), "in the place of the one before");
+        }
+        record(&bucket, &key(5), 1, 100);
+        assert_eq!(find(&bucket, &tcp(99), 100), None, "the first to go, however new");
+        record(&bucket, &tcp(101).in_state(State::Opening), 1, 101);
+        assert_eq!(find(&bucket, &tcp(101), 101), None);
+        assert!((0..3).all(|n| find(&bucket, &tcp(n), 101) == Some(1)));
     }
 
     #[test]

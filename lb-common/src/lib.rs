@@ -20,6 +20,7 @@ pub mod headers;
 pub mod index;
 pub mod limiter;
 pub mod mark;
+pub mod opaque;
 pub mod packet;
 pub mod reason;
 pub mod reply;

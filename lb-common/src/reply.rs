@@ -3,12 +3,13 @@
 //! These decide only; the tc programs rewrite, because only the kernel knows whether a checksum is complete.
 
 use crate::{
-    abi::{BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
+    abi::{BypassCount, BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
     address::Address,
     headers::{self, Headers, TCP, UDP},
+    opaque::Segment,
     packet::{Frame, View},
     reason::Reason,
-    session::{self, Beside, Sessions},
+    session::{self, Beside, Sessions, flag},
 };
 
 /// What the return path asks and tells. BPF maps in the kernel, memory on the host.
@@ -21,6 +22,12 @@ pub trait ReturnTables: Sessions {
     fn interface(&self) -> u32;
     /// VIP and port of a backend's service.
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey>;
+    /// What is counted of an endpoint.
+    fn counts(&self, endpoint: u32) -> Option<&BypassCount>;
+    /// Time of records.
+    fn coarse_now(&self) -> u32;
+    /// [`opaque::hear`](crate::opaque::hear), apart from the rest.
+    fn hear(&self, segment: &Segment);
 }
 
 /// Where a reply is rewritten.
@@ -64,6 +71,9 @@ pub enum Reply {
     },
 }
 
+/// No backend's id, and not [`NO_BACKEND`] either.
+const UNRECORDED: u64 = u64::MAX;
+
 /// Decides about a packet that leaves a pod.
 #[inline(always)]
 pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
@@ -100,28 +110,35 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
             false => Reply::Drop(Reason::BypassesFull),
         };
     }
-    let recorded = if endpoint.flags & endpoint_flags::RECORDED != 0 {
-        match tables.flow(endpoint.id, headers.destination, destination_port) {
-            // Only a static service beside it may answer for what no record names.
-            None if endpoint.flags & endpoint_flags::STATIC == 0 => return Reply::Pass(Reason::Unrecorded),
-            recorded => recorded,
+    // An integer, because the verifier refuses to see the value of an empty option moved.
+    let mut recorded = UNRECORDED;
+    if endpoint.flags & endpoint_flags::RECORDED != 0 {
+        recorded = tables.flow(endpoint.id, headers.destination, destination_port).map_or(UNRECORDED, u64::from);
+        // Only a static service beside it may answer for what no record names.
+        if recorded == UNRECORDED && endpoint.flags & endpoint_flags::STATIC == 0 {
+            return Reply::Pass(Reason::Unrecorded);
         }
     } else if endpoint.flags & endpoint_flags::STATIC == 0 {
         return Reply::Pass(Reason::NotAReply);
+    }
+    let counts = tables.counts(endpoint.id);
+    if recorded == UNRECORDED && counts.is_some_and(|counts| counts.count.load() != 0) {
+        recorded = tables.bypass(&key).map_or(UNRECORDED, |bypass| bypass.backend as u64);
+    }
+    let is_opaque = headers.protocol == protocol::TCP && endpoint.flags & endpoint_flags::OPAQUE != 0;
+    if is_opaque && recorded != UNRECORDED {
+        // No socket tells that the connection lives.
+        tables.refresh_bypass(&key);
+    }
+    let (backend, vip, port) = if recorded == UNRECORDED {
+        (endpoint.backend, endpoint.vip, endpoint.vip_port)
+    } else if recorded == NO_BACKEND as u64 {
+        return Reply::Pass(Reason::Bypassed);
     } else {
-        None
-    };
-    let recorded = match recorded {
-        None if tables.has_bypasses(endpoint.id) => tables.bypass(&key).map(|bypass| bypass.backend),
-        recorded => recorded,
-    };
-    let (backend, vip, port) = match recorded {
-        None => (endpoint.backend, endpoint.vip, endpoint.vip_port),
-        Some(NO_BACKEND) => return Reply::Pass(Reason::Bypassed),
-        Some(backend) => match tables.backend_vip(backend) {
-            Some(address) if address.port != 0 => (backend, address.address, address.port),
+        match tables.backend_vip(recorded as u32) {
+            Some(address) if address.port != 0 => (recorded as u32, address.address, address.port),
             _ => return Reply::Drop(Reason::RecordWithoutService),
-        },
+        }
     };
     // A service that answers anybody must not be made to talk to itself.
     if tables.may_be_vip(headers.destination) && tables.is_vip(headers.destination) {
@@ -130,6 +147,22 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
     if place == Place::Pod && headers.hops <= 1 {
         // The stack tells the pod.
         return Reply::Pass(Reason::TtlExceeded);
+    }
+    let is_due = || counts.is_some_and(|counts| counts.watch.is_due(tables.coarse_now()));
+    if headers.protocol == protocol::TCP && (is_opaque || is_due()) {
+        let segment = Segment {
+            key,
+            vip,
+            vip_port: port,
+            flags,
+            payload: 0,
+            endpoint: endpoint.id,
+            backend,
+            netns_id: endpoint.netns_id,
+            opaque: is_opaque as u32,
+            pad: 0,
+        };
+        hear(frame, tables, &headers, &segment);
     }
     Reply::Rewrite { headers, vip, port, backend }
 }
@@ -155,6 +188,18 @@ fn from_owner<T: ReturnTables>(tables: &T, headers: &Headers, key: ServiceKey, f
         return Reply::Drop(Reason::ReplyToVip);
     }
     Reply::Leave { headers: *headers, backend: endpoint.backend }
+}
+
+/// Learns what a reply says of its connection, or of its pod.
+#[inline(always)]
+fn hear<F: Frame, T: ReturnTables>(frame: &F, tables: &T, headers: &Headers, segment: &Segment) {
+    let Some(tcp) = frame.at::<TCP>(headers.l4) else { return };
+    let header = (tcp.get::<12, u8>() >> 4) as usize * 4;
+    let payload = headers.l4_length() > header;
+    // Until a segment with payload comes, each is looked at: no more than that.
+    if segment.opaque != 0 || payload && segment.flags & (flag::SYN | flag::RST) == 0 {
+        tables.hear(&Segment { payload: payload as u8, ..*segment });
+    }
 }
 
 /// What becomes of a packet towards a pod that Sluice did not deliver.

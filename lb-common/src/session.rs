@@ -48,14 +48,23 @@ pub trait Sessions {
     fn forget_bypass(&self, key: &BypassKey, endpoint: u32);
     /// What the pod's kernel has for a TCP connection.
     fn socket(&self, netns_id: u32, connection: &BypassKey) -> Socket;
+    /// Whether the pod's kernel has a socket, in any state but LISTEN, for a TCP connection; none where the pod cannot be
+    /// asked.
+    fn is_seen(&self, netns_id: u32, connection: &BypassKey) -> Option<bool>;
+    /// The record of a connection was used.
+    fn refresh_bypass(&self, key: &BypassKey);
     /// Takes a token for an answer; false where there is none.
     fn admit(&self, class: Class) -> bool;
 }
 
 /// Flags of a TCP header (RFC 9293, 3.1).
 pub mod flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
     /// Synchronize.
     pub const SYN: u8 = 2;
+    /// Reset.
+    pub const RST: u8 = 4;
     /// Acknowledgement.
     pub const ACK: u8 = 16;
 }

@@ -8,11 +8,13 @@ use crate::{
     address::Address,
     answer::{self, IcmpError},
     checksum,
+    flow::State,
     headers::{self, ETHERNET, Headers, IPV4, IPV6, TCP, UDP, v4, v6},
     mark::{self, Mark},
+    opaque,
     packet::{Frame, View},
     reason::Reason,
-    session::{self, Claim, Claimed, Sessions, Socket},
+    session::{self, Claim, Claimed, Sessions, Socket, flag},
 };
 
 /// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
@@ -72,12 +74,26 @@ pub struct Offer {
     pub slot: Slot,
     /// Host order.
     pub client_port: u16,
-    /// 1 where it opens a TCP connection.
-    pub opens: u8,
+    /// Of a TCP segment; none of a datagram.
+    pub flags: u8,
     /// 1 where it is of UDP.
     pub datagram: u8,
 }
 const _: () = assert!(size_of::<Offer>() == 56);
+
+impl Offer {
+    /// Whether it opens a connection.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        session::opens(self.flags)
+    }
+
+    /// Whether it resets one.
+    #[inline(always)]
+    pub const fn resets(&self) -> bool {
+        self.flags & flag::RST != 0
+    }
+}
 
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
 pub trait Tables: Sessions {
@@ -97,13 +113,17 @@ pub trait Tables: Sessions {
     fn history(&self, index: u32) -> Option<&History>;
     /// The backend that owned a TCP client's connection in a moved slot when it was asked last.
     fn cached_owner(&self, service: u32, client: Address, client_port: u16) -> Option<u32>;
-    /// Remembers such a backend; where `only_known`, in place of another one only.
+    /// The same, or the one that is recorded, with what is known of the connection.
+    fn known_owner(&self, service: u32, client: Address, client_port: u16) -> Option<(u32, State)>;
+    /// Remembers a backend that was asked; where `only_known`, in place of another one only.
     fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool);
     /// The backend that a client's connections go to, where one did within so many coarse ticks. If it is `refreshed`, one
     /// does now.
     fn affinity(&self, service: u32, client: Address, within: u32, refreshed: u32) -> Option<u32>;
     /// Records that they go to that backend; where `only_known`, in place of another record only.
     fn record_affinity(&self, service: u32, client: Address, backend: u32, only_known: bool);
+    /// Records a backend that cannot be asked, or what has become of its connection.
+    fn keep_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, state: State);
     /// A backend by its place in the map.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Seed of [`flow_hash`].
@@ -212,8 +232,9 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     }
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
-    let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
-    let backend = match choose(tables, headers, &service, hash, source_port, opens) {
+    let flags = tcp_flags(frame, headers);
+    let opens = session::opens(flags);
+    let backend = match choose(tables, headers, &service, hash, source_port, flags) {
         Choice::Backend(backend) => backend,
         Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
@@ -260,9 +281,13 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     deliver(frame, headers, backend)
 }
 
+/// None of UDP's.
 #[inline(always)]
-fn opens_connection<F: Frame>(frame: &F, headers: &Headers) -> bool {
-    frame.at::<TCP>(headers.l4).is_some_and(|tcp| session::opens(tcp.get::<13, _>()))
+fn tcp_flags<F: Frame>(frame: &F, headers: &Headers) -> u8 {
+    if headers.protocol != protocol::TCP {
+        return 0;
+    }
+    frame.at::<TCP>(headers.l4).map_or(0, |tcp| tcp.get::<13, _>())
 }
 
 #[inline(always)]
@@ -285,7 +310,7 @@ fn choose<'a, T: Tables>(
     service: &Service,
     hash: u64,
     client_port: u16,
-    opens: bool,
+    flags: u8,
 ) -> Choice<'a> {
     let by_address = service.flags & service_flags::AFFINITY != 0;
     let hash = if by_address { toggle_client_port(hash, client_port) } else { hash };
@@ -293,11 +318,18 @@ fn choose<'a, T: Tables>(
         return Choice::Broken;
     };
     let is_tcp = headers.protocol == protocol::TCP;
-    let is_moved = is_tcp && (slot.history != 0 || service.flags & service_flags::REHASHED != 0);
-    let owner = if is_moved || by_address {
-        let (opens, datagram) = (opens as u8, !is_tcp as u8);
-        let offered = Offer { client: headers.source, service: *service, hash, slot, client_port, opens, datagram };
-        let found = if is_moved { tables.offer(&offered) } else { slot.owner as u32 };
+    let is_offered = is_tcp && (slot.history != 0 || service.flags & service_flags::OFFERED != 0);
+    let owner = if is_offered || by_address {
+        let offered = Offer {
+            client: headers.source,
+            service: *service,
+            hash,
+            slot,
+            client_port,
+            flags,
+            datagram: !is_tcp as u8,
+        };
+        let found = if is_offered { tables.offer(&offered) } else { slot.owner as u32 };
         if by_address { tables.keep(&offered, found) } else { found as u16 }
     } else {
         slot.owner
@@ -311,15 +343,37 @@ fn choose<'a, T: Tables>(
     }
 }
 
-/// Who gets a TCP packet of a moved slot: the earlier owner whose kernel has its connection, else the current owner, as
-/// positions in the service's backends, with [`HAS_IT`] where one is known to have it. A SYN is offered too: its client
-/// may use a port again while an earlier owner has the old connection half open. What nobody has
-/// may be of an earlier owner that cannot be reached now: it gets it, that is, nobody does, so that no session is reset
-/// because its pod's interface is away for a moment.
+/// Who gets a TCP packet of a moved slot, or of a service whose flags say so, as a position in the service's backends,
+/// with [`HAS_IT`] where one is known to have its connection: the opaque owner that its record names, else who is asked
+/// for it, else the current owner.
 #[inline(always)]
 pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u32 {
+    let has_opaque = offer.service.flags & service_flags::OPAQUE != 0;
+    if has_opaque {
+        let owner = opaque::recorded(tables, offer);
+        if owner != NO_OWNER {
+            return owner as u32 | HAS_IT;
+        }
+    }
+    let found = ask(tables, offer);
+    // With client affinity the last word is not said yet.
+    if has_opaque && offer.service.flags & service_flags::AFFINITY == 0 {
+        opaque::begin(tables, offer, found as u16);
+    }
+    found
+}
+
+/// The earlier owner whose kernel has the connection, else the current owner. A SYN is offered too: its client may use a
+/// port again while an earlier owner has the old connection half open. What nobody has may be of an earlier owner that
+/// cannot be reached now: it gets it, that is, nobody does, so that no session is reset because its pod's interface is
+/// away for a moment.
+#[inline(always)]
+fn ask<T: Tables>(tables: &T, offer: &Offer) -> u32 {
     let Offer { client, service, slot, client_port, .. } = offer;
-    let opens = offer.opens != 0;
+    if slot.history == 0 && service.flags & service_flags::REHASHED == 0 {
+        return slot.owner as u32;
+    }
+    let opens = offer.opens();
     let Some(history) = owners_before(tables, service, *slot) else {
         // Named by a slot and not there, or never written: only the current owner is known.
         tables.count_broken_history();
@@ -396,33 +450,59 @@ pub(crate) fn backend_at<'a, T: Tables>(tables: &'a T, service: &Service, owner:
     if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
 }
 
-/// The first earlier owner who has a TCP client's connection, with [`HAS_IT`]; else one that cannot be reached, else
-/// [`NO_OWNER`]. Where the hash has changed, the owners of the slot that the other one names are among them: the current
-/// one, and those before.
+/// Who may have a connection beside its slot's current owner: the earlier owners and, where the hash has changed, the
+/// owners of the slot that the other one names, the current one and those before.
+#[derive(Clone, Copy)]
+pub(crate) struct Beside {
+    earlier: Earlier,
+    other: u16,
+    others: Earlier,
+    end: usize,
+}
+
+impl Beside {
+    /// Places at most.
+    pub(crate) const MAX: usize = 2 * HISTORY + 1;
+
+    #[inline(always)]
+    pub(crate) fn new<T: Tables>(tables: &T, offer: &Offer, earlier: Earlier) -> Self {
+        let Offer { service, slot, client_port, .. } = offer;
+        let (mut other, mut others, mut end) = (NO_OWNER, Earlier { low: 0, high: 0 }, earlier.count());
+        if service.flags & service_flags::REHASHED != 0 {
+            let hash = toggle_client_port(offer.hash, *client_port);
+            let at = service.slots.wrapping_add(slot_of(hash, service.slots_log2));
+            if let Some(named) = tables.slot(at) {
+                end = Self::MAX;
+                other = if named.owner == slot.owner { NO_OWNER } else { named.owner };
+                others = owners_before(tables, service, named).unwrap_or(others);
+            }
+        }
+        Self { earlier, other, others, end }
+    }
+
+    /// The one at a place below [`Beside::MAX`], or [`NO_OWNER`]; none after the last.
+    #[inline(always)]
+    pub(crate) const fn at(&self, at: usize) -> Option<u16> {
+        if at >= self.end {
+            return None;
+        }
+        Some(match at {
+            HISTORY => self.other,
+            at if at < HISTORY => self.earlier.at(at),
+            at => self.others.at(at - HISTORY - 1),
+        })
+    }
+}
+
+/// The first of those beside the current owner who has a TCP client's connection, with [`HAS_IT`]; else one that cannot be
+/// reached, else [`NO_OWNER`].
 #[inline(always)]
 fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) -> u32 {
-    let mut nobody = NO_OWNER as u32;
     let Offer { client, service, client_port, .. } = offer;
-    let (mut other, mut others) = (NO_OWNER, Earlier { low: 0, high: 0 });
-    let mut end = history.count();
-    if service.flags & service_flags::REHASHED != 0 {
-        let hash = toggle_client_port(offer.hash, *client_port);
-        let at = service.slots.wrapping_add(slot_of(hash, service.slots_log2));
-        if let Some(slot) = tables.slot(at) {
-            end = 2 * HISTORY + 1;
-            other = if slot.owner == offer.slot.owner { NO_OWNER } else { slot.owner };
-            others = owners_before(tables, service, slot).unwrap_or(others);
-        }
-    }
-    for at in 0..2 * HISTORY + 1 {
-        if at >= end {
-            break;
-        }
-        let owner = match at {
-            HISTORY => other,
-            at if at < HISTORY => history.at(at),
-            at => others.at(at - HISTORY - 1),
-        };
+    let mut nobody = NO_OWNER as u32;
+    let beside = Beside::new(tables, offer, history);
+    for at in 0..Beside::MAX {
+        let Some(owner) = beside.at(at) else { break };
         let Some(backend) = backend_at(tables, service, owner) else { continue };
         if backend.id == cached && cached != NO_BACKEND {
             return owner as u32 | HAS_IT;
@@ -430,7 +510,7 @@ fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) 
         if backend.rung == rung::NONE {
             nobody = owner as u32;
         } else if has(tables, *client, *client_port, backend) {
-            tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens != 0);
+            tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());
             return owner as u32 | HAS_IT;
         }
     }
@@ -440,7 +520,8 @@ fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) 
 #[inline(always)]
 pub(crate) fn has<T: Tables>(tables: &T, client: Address, client_port: u16, backend: &Backend) -> bool {
     let key = connection(client, client_port, protocol::TCP, backend);
-    tables.socket(backend.netns_id, &key) == Socket::Living
+    // Of an opaque pod no answer means anything.
+    !opaque::is_opaque(backend) && tables.socket(backend.netns_id, &key) == Socket::Living
 }
 
 /// A client's connection as the pod sees it.

@@ -3,11 +3,12 @@
 //! Each is a global function, so that the verifier walks it once and not once for each way through the headers that
 //! leads to it, and so that it takes no registers from the rest. A call costs some 10 ns.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use lb_common::{
     abi::NO_OWNER,
     address::Address,
     affinity,
+    opaque::{self, Segment},
     session::{self, Claim, Claimed},
     steer::{self, Offer},
 };
@@ -45,6 +46,17 @@ pub extern "C" fn sluice_claim(context: *mut xdp_md, claimed: *const Claimed) ->
         (Some(maps), Some(claimed)) => session::claim(&maps, claimed) as u32,
         _ => Claim::Full as u32,
     }
+}
+
+/// See [`lb_common::opaque::hear`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_hear(context: *mut __sk_buff, segment: *const Segment) -> u32 {
+    // SAFETY: null, or a segment that lives across the call.
+    if let (Some(maps), Some(segment)) = (Maps::get(context.cast()), unsafe { segment.as_ref() }) {
+        opaque::hear(&maps, segment);
+    }
+    0
 }
 
 /// See [`lb_common::steer::is_vip`].

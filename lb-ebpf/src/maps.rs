@@ -21,9 +21,10 @@ use lb_common::{
         service_flags,
     },
     address::Address,
-    flow::{self, Key},
+    flow::{self, Key, State},
     index::{self, EndpointBucket, Probe, ServiceBucket},
     limiter::{self, Class},
+    opaque::Segment,
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{Claim, Claimed, Sessions, Socket},
@@ -77,11 +78,11 @@ static ENDPOINT_INDEX: Array<EndpointBucket, 1, MMAPABLE> = Array::new();
 /// the agent removes an entry once the pod has no such socket. 4.18.
 #[btf_map(name = "bypasses")]
 static BYPASSES: HashMap<BypassKey, Bypass, 1> = HashMap::new();
-/// Endpoint id → entries in `bypasses`. Written by all programs and the agent, atomically. 5.5.
+/// Endpoint id → entries in `bypasses`, and whether its sockets are seen. Written by all programs and the agent. 5.5.
 #[btf_map(name = "endpoint_bypasses")]
 static ENDPOINT_BYPASSES: Array<BypassCount, 1, MMAPABLE> = Array::new();
-/// The flow cache: recorded UDP, TCP in moved slots, client affinity. Written by `sluice_xdp`, read by the return programs;
-/// the agent removes what is old. 5.12 (atomic compare-exchange).
+/// The flow cache: recorded UDP, TCP in moved slots and of opaque backends, client affinity. Written and read by `sluice_xdp` and
+/// the return programs; the agent removes what is old. 5.12 (atomic compare-exchange).
 #[btf_map(name = "flows")]
 static FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
 /// Interface index → uplink. Written by the agent, read by `sluice_return`. 4.18.
@@ -313,6 +314,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn known_owner(&self, service: u32, client: Address, client_port: u16) -> Option<(u32, State)> {
+        let key = Key::tcp(service, client, client_port);
+        flow::find_with_state(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()))
+    }
+
+    #[inline(always)]
     fn cache_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, only_known: bool) {
         let key = Key::tcp(service, client, client_port);
         let Some(bucket) = self.flow_bucket(&key) else { return };
@@ -335,6 +342,14 @@ impl Tables for Maps {
         if let Some(bucket) = self.flow_bucket(&key)
             && (!only_known || flow::holds(bucket, &key))
         {
+            flow::record(bucket, &key, backend, coarse_ticks(jiffies()));
+        }
+    }
+
+    #[inline(always)]
+    fn keep_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, state: State) {
+        let key = Key::tcp(service, client, client_port).in_state(state);
+        if let Some(bucket) = self.flow_bucket(&key) {
             flow::record(bucket, &key, backend, coarse_ticks(jiffies()));
         }
     }
@@ -415,8 +430,26 @@ impl Sessions for Maps {
     fn socket(&self, netns_id: u32, connection: &BypassKey) -> Socket {
         match netns_id {
             NO_NETNS => Socket::Unknown,
-            HOST_NETNS => ask(self.context, u64::MAX, connection),
-            id => ask(self.context, id as u64, connection),
+            HOST_NETNS => Socket::of_state(ask(self.context, u64::MAX, connection)),
+            id => Socket::of_state(ask(self.context, id as u64, connection)),
+        }
+    }
+
+    #[inline(always)]
+    fn is_seen(&self, netns_id: u32, connection: &BypassKey) -> Option<bool> {
+        let netns = match netns_id {
+            NO_NETNS => return None,
+            HOST_NETNS => u64::MAX,
+            id => id as u64,
+        };
+        Some(!matches!(ask(self.context, netns, connection), NO_SOCKET | LISTEN))
+    }
+
+    #[inline(always)]
+    fn refresh_bypass(&self, key: &BypassKey) {
+        if let Some(found) = BYPASSES.get_ptr_mut(key) {
+            // SAFETY: an aligned word of a live element.
+            unsafe { addr_of_mut!((*found).since).write_volatile(coarse_ticks(jiffies())) };
         }
     }
 
@@ -445,9 +478,14 @@ struct TupleV6 {
     pad: u32,
 }
 
-/// Asks the kernel for the socket of a TCP connection in a namespace, or in this one (`BPF_F_CURRENT_NETNS`).
+/// No state of include/net/tcp_states.h.
+const NO_SOCKET: u32 = 0;
+/// `TCP_LISTEN` of include/net/tcp_states.h.
+const LISTEN: u32 = 10;
+
+/// Asks the kernel for the state of a TCP connection's socket in a namespace, or in this one (`BPF_F_CURRENT_NETNS`).
 #[inline(always)]
-fn ask(context: *mut c_void, netns: u64, connection: &BypassKey) -> Socket {
+fn ask(context: *mut c_void, netns: u64, connection: &BypassKey) -> u32 {
     let BypassKey { client, pod, .. } = connection;
     let ports = connection.client_port.to_be() as u32 | (connection.pod_port.to_be() as u32) << 16;
     if pod.is_v4() {
@@ -464,17 +502,17 @@ fn ask(context: *mut c_void, netns: u64, connection: &BypassKey) -> Socket {
 /// # Safety
 /// The context must be the program's own, and the tuple have as many bytes.
 #[inline(always)]
-unsafe fn look_up(context: *mut c_void, tuple: *mut bpf_sock_tuple, bytes: u32, netns: u64) -> Socket {
+unsafe fn look_up(context: *mut c_void, tuple: *mut bpf_sock_tuple, bytes: u32, netns: u64) -> u32 {
     // SAFETY: as the caller warrants; the socket is released below.
     let socket = unsafe { bpf_skc_lookup_tcp(context, tuple, bytes, netns, 0) };
     if socket.is_null() {
-        return Socket::Gone;
+        return NO_SOCKET;
     }
     // SAFETY: a socket that is held until it is released, once.
     let state = unsafe { (*socket).state };
     // SAFETY: as above.
     unsafe { bpf_sk_release(socket.cast()) };
-    Socket::of_state(state)
+    state
 }
 
 impl ReturnTables for Maps {
@@ -510,5 +548,20 @@ impl ReturnTables for Maps {
     #[inline(always)]
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
         BACKEND_VIPS.get(backend).copied()
+    }
+
+    #[inline(always)]
+    fn counts(&self, endpoint: u32) -> Option<&BypassCount> {
+        ENDPOINT_BYPASSES.get(endpoint)
+    }
+
+    #[inline(always)]
+    fn coarse_now(&self) -> u32 {
+        coarse_ticks(jiffies())
+    }
+
+    #[inline(always)]
+    fn hear(&self, segment: &Segment) {
+        crate::apart::sluice_hear(self.context.cast(), segment);
     }
 }

@@ -124,6 +124,8 @@ pub struct BackendStatus {
     pub rung: Option<Rung>,
     /// Whether it can take packets.
     pub state: BackendState,
+    /// Why its connections are recorded: its sockets cannot be seen. None where they can.
+    pub opaque: Option<String>,
     /// What the state comes from, in words; none where there is nothing to say.
     pub reason: Option<String>,
     /// The host's interface that leads to it.

@@ -11,9 +11,9 @@ mod mutations;
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 7] = ["steer", "slow", "affinity", "session", "answer", "headers", "checksum"];
+const FILES: [&str; 8] = ["steer", "slow", "affinity", "opaque", "session", "answer", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
-const SHARED: [(&str, &str, &str, &str); 2] = [
+const SHARED: [(&str, &str, &str, &str); 3] = [
     (
         "steer",
         "/// What becomes of the frame, which",
@@ -24,7 +24,13 @@ const SHARED: [(&str, &str, &str, &str); 2] = [
         "session",
         "/// What a pod's kernel has under",
         "/// Sees to it that the replies",
-        "pub use lb_common::session::{Claim, Claimed, Sessions, Socket, opens};\n",
+        "pub use lb_common::session::{Claim, Claimed, Sessions, Socket, flag, opens};\n",
+    ),
+    (
+        "opaque",
+        "/// A TCP segment that a pod sends as",
+        "/// Whether a backend is opaque",
+        "pub use lb_common::opaque::Segment;\n",
     ),
 ];
 
@@ -43,7 +49,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let control = ("nothing is changed", "", "", "");
     for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason}};")?;
+        writeln!(out, "use lb_common::{{abi, address, flow, limiter, mark, packet, reason, reply}};")?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {

@@ -80,11 +80,11 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "a SYN in a moved slot is not offered",
         "steer",
-        "let opens = offer.opens != 0;\n    let Some(history)",
-        "let opens = true;\n    if offer.opens != 0 { return slot.owner as u32; }\n    let Some(history)",
+        "let opens = offer.opens();\n    let Some(history)",
+        "let opens = true;\n    if offer.opens() { return slot.owner as u32; }\n    let Some(history)",
     ),
     ("UDP is offered", "steer", "is_tcp && (slot.history != 0 ||", "(slot.history != 0 ||"),
-    ("the first earlier owner is not asked", "steer", "for at in 0..2 * HISTORY", "for at in 1..2 * HISTORY"),
+    ("the first earlier owner is not asked", "steer", "for at in 0..Beside::MAX", "for at in 1..Beside::MAX"),
     ("the last earlier owner is not asked", "steer", "|| at >= HISTORY {", "|| at >= HISTORY - 1 {"),
     ("owners beyond the count are asked", "steer", "if at >= self.count() ||", "if at > self.count() ||"),
     ("a history is one off", "steer", "slot.history as u32 - 1)", "slot.history as u32)"),
@@ -109,6 +109,64 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ),
     ("an unwritten history is one", "steer", ".filter(|history| history.count != 0)", ""),
     ("a listener is a connection", "steer", "== Socket::Living\n}", "!= Socket::Unknown\n}"),
+    ("an opaque owner is asked", "steer", "!opaque::is_opaque(backend) && tables.socket", "tables.socket"),
+    ("connections of opaque owners are not recorded", "steer", "opaque::begin(tables, offer, found as u16);", ""),
+    (
+        "records of opaque owners are not believed",
+        "steer",
+        "if owner != NO_OWNER {\n            return owner as u32 | HAS_IT;",
+        "if false {\n            return owner as u32 | HAS_IT;",
+    ),
+    (
+        "in stable slots nothing is recorded",
+        "steer",
+        "slot.history != 0 || service.flags & service_flags::OFFERED != 0",
+        "slot.history != 0",
+    ),
+    (
+        "any segment begins a record",
+        "opaque",
+        "after_client(None, offer.opens(), false)",
+        "after_client(None, true, false)",
+    ),
+    (
+        "a record is begun for the owner before",
+        "opaque",
+        "tables.keep_owner(service.id, *client, *client_port, backend.id, state);",
+        "tables.keep_owner(service.id, *client, *client_port, backend.id + 1, state);",
+    ),
+    (
+        "a SYN is not believed to be of a recorded connection",
+        "opaque",
+        "offer.opens() && matches!(state, State::Closing)",
+        "offer.opens()",
+    ),
+    (
+        "a client's port is its old connection's for ever",
+        "opaque",
+        "known == NO_BACKEND || offer.opens() && matches!(state, State::Closing)",
+        "known == NO_BACKEND",
+    ),
+    (
+        "a record of an owner that is asked is believed for a SYN",
+        "opaque",
+        "backend.id == id && is_opaque(backend)",
+        "backend.id == id",
+    ),
+    (
+        "a client's reset closes nothing",
+        "opaque",
+        "after_client(Some(state), false, offer.resets())",
+        "after_client(Some(state), false, false)",
+    ),
+    ("a record may name earlier owners only", "opaque", "if is_it(slot.owner) {", "if false {"),
+    ("a record may name the current owner only", "opaque", "if is_it(owner) {", "if false {"),
+    (
+        "a connection begins as established",
+        "opaque",
+        "if opens => Some(State::Opening)",
+        "if opens => Some(State::Established)",
+    ),
     (
         "a connection is looked for from the wrong port",
         "steer",
@@ -118,13 +176,13 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "what an earlier owner said is not remembered",
         "steer",
-        "tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens != 0);",
+        "tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());",
         "",
     ),
     (
         "a SYN fills the cache",
         "steer",
-        "tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens != 0);",
+        "tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());",
         "tables.cache_owner(service.id, *client, *client_port, backend.id, false);",
     ),
     (
@@ -184,8 +242,8 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "owners are asked from the first one on",
         "steer",
-        "at if at < HISTORY => history.at(at),",
-        "at if at < HISTORY => history.at(history.count().wrapping_sub(1 + at)),",
+        "at if at < HISTORY => self.earlier.at(at),",
+        "at if at < HISTORY => self.earlier.at(self.earlier.count().wrapping_sub(1 + at)),",
     ),
     ("a history that is not there is not counted", "steer", "tables.count_broken_history();", ""),
     (
@@ -228,8 +286,8 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "the cache is filled under the endpoint",
         "steer",
-        "tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens != 0);",
-        "tables.cache_owner(service.id, *client, *client_port, backend.endpoint, offer.opens != 0);",
+        "tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());",
+        "tables.cache_owner(service.id, *client, *client_port, backend.endpoint, offer.opens());",
     ),
     (
         "clients that are kept together are told apart by their ports",
@@ -240,14 +298,14 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "after a change of the hash nobody else is asked",
         "steer",
-        "REHASHED != 0 {\n        let hash",
-        "REHASHED == 255 {\n        let hash",
+        "REHASHED != 0 {\n            let hash",
+        "REHASHED == 255 {\n            let hash",
     ),
-    ("the owner of the other hash's slot is not asked", "steer", "HISTORY => other,", "HISTORY => NO_OWNER,"),
+    ("the owner of the other hash's slot is not asked", "steer", "HISTORY => self.other,", "HISTORY => NO_OWNER,"),
     (
         "the earlier owners of the other hash's slot are not asked",
         "steer",
-        "at => others.at(at - HISTORY - 1),",
+        "at => self.others.at(at - HISTORY - 1),",
         "_ => NO_OWNER,",
     ),
     (

@@ -12,13 +12,15 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassKey, Counter, Endpoint, History, NO_NETNS, Service, ServiceKey, Slot, Traffic,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, History, NO_NETNS, Service, ServiceKey,
+        Slot, Traffic, Watch,
     },
     address::Address,
     affinity,
-    flow::{self, Key},
+    flow::{self, Key, State},
     limiter::{self, Class},
     mark::{self, Mark},
+    opaque::{self, Segment},
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{self, Claim, Claimed, Sessions, Socket},
@@ -118,7 +120,9 @@ pub struct World {
     endpoints: HashMap<ServiceKey, Endpoint>,
     /// Connection → backend.
     pub bypasses: RefCell<HashMap<BypassKey, u32>>,
-    bypass_counts: Vec<Cell<u64>>,
+    bypass_counts: Vec<BypassCount>,
+    /// The coarse time; what packets record has it.
+    pub now: Cell<u32>,
     /// Connections that the pods' kernels have, of pods that can be asked.
     pub sockets: HashSet<BypassKey>,
     flows: Vec<flow::Bucket>,
@@ -127,7 +131,8 @@ pub struct World {
     backend_counters: RefCell<Vec<Traffic>>,
     /// The interface that packets of pods come from.
     pub interface: u32,
-    /// How often flows, bypasses or traffic counters were written to.
+    /// How often flows, bypasses or traffic counters were written to, but for records of connections that open or close,
+    /// which are made before it is known whether the packet goes anywhere.
     pub writes: Cell<u64>,
 }
 
@@ -138,6 +143,7 @@ impl World {
     /// Unused tables of this content.
     pub fn new(content: &Content) -> Self {
         let word = || Word::new(0);
+        let watch = || Watch { run: word(), unseen: word(), seen: word() };
         let entry = || flow::Entry { control: word(), client: [word(), word()], value: word() };
         let mut services: HashMap<_, _> = content.services.iter().copied().collect();
         for vip in &content.vips {
@@ -148,7 +154,8 @@ impl World {
             services,
             endpoints: content.endpoints.iter().copied().collect(),
             bypasses: RefCell::default(),
-            bypass_counts: vec![Cell::new(0); content.endpoint_ids],
+            bypass_counts: (0..content.endpoint_ids).map(|_| BypassCount { count: word(), watch: watch() }).collect(),
+            now: Cell::new(0),
             sockets: HashSet::new(),
             flows: (0..1usize << content.flows_log2)
                 .map(|_| flow::Bucket { entries: std::array::from_fn(|_| entry()) })
@@ -164,7 +171,8 @@ impl World {
     /// Forgets every packet.
     pub fn reset(&mut self) {
         self.bypasses.get_mut().clear();
-        self.bypass_counts.iter().for_each(|count| count.set(0));
+        self.bypass_counts.iter().for_each(|counts| counts.count.store(0));
+        self.bypass_counts.iter().for_each(|counts| counts.watch.clear());
         for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
             entry.control.store(0);
             entry.client[0].store(0);
@@ -188,7 +196,7 @@ impl World {
             reasons: self.reasons.borrow().clone(),
             backends: self.backend_counters.borrow().clone(),
             bypasses: self.bypasses.borrow().clone(),
-            bypass_counts: self.bypass_counts.iter().map(Cell::get).collect(),
+            bypass_counts: self.bypass_counts.iter().map(|counts| counts.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
             tokens: self.buckets.borrow().map(|bucket| (bucket.tokens, bucket.since != 0)),
         }
@@ -262,7 +270,7 @@ impl World {
         let room = bypasses.len() < self.content.bypasses_capacity;
         if room {
             bypasses.insert(*key, backend);
-            count.set(count.get() + 1);
+            count.count.add(1);
         }
         room
     }
@@ -336,6 +344,21 @@ impl Tables for World {
         }
     }
 
+    fn known_owner(&self, service: u32, client: Address, client_port: u16) -> Option<(u32, State)> {
+        let key = Key::tcp(service, client, client_port);
+        flow::find_with_state(self.flow_bucket(&key)?, &key, 0)
+    }
+
+    fn keep_owner(&self, service: u32, client: Address, client_port: u16, backend: u32, state: State) {
+        if state == State::Established {
+            self.writes.set(self.writes.get() + 1);
+        }
+        let key = Key::tcp(service, client, client_port).in_state(state);
+        if let Some(bucket) = self.flow_bucket(&key) {
+            flow::record(bucket, &key, backend, 0);
+        }
+    }
+
     fn backend(&self, index: u32) -> Option<&Backend> {
         self.content.backends.get(index as usize)
     }
@@ -365,7 +388,7 @@ impl Sessions for World {
     }
 
     fn has_bypasses(&self, endpoint: u32) -> bool {
-        self.bypass_counts.get(endpoint as usize).is_some_and(|count| count.get() != 0)
+        self.bypass_counts.get(endpoint as usize).is_some_and(|counts| counts.count.load() != 0)
     }
 
     fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
@@ -381,7 +404,7 @@ impl Sessions for World {
         if self.bypasses.borrow_mut().remove(key).is_some()
             && let Some(count) = self.bypass_counts.get(endpoint as usize)
         {
-            count.set(count.get() - 1);
+            count.count.add(u64::MAX);
         }
     }
 
@@ -393,6 +416,12 @@ impl Sessions for World {
             _ => Socket::Gone,
         }
     }
+
+    fn is_seen(&self, netns_id: u32, connection: &BypassKey) -> Option<bool> {
+        (netns_id != NO_NETNS).then(|| self.sockets.contains(connection))
+    }
+
+    fn refresh_bypass(&self, _key: &BypassKey) {}
 
     fn admit(&self, class: Class) -> bool {
         let limit = self.content.settings.limits[class as usize];
@@ -416,5 +445,17 @@ impl ReturnTables for World {
 
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey> {
         self.content.backend_vips.get(backend as usize).copied()
+    }
+
+    fn counts(&self, endpoint: u32) -> Option<&BypassCount> {
+        self.bypass_counts.get(endpoint as usize)
+    }
+
+    fn coarse_now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn hear(&self, segment: &Segment) {
+        opaque::hear(self, segment);
     }
 }

@@ -69,7 +69,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("endpoints", SERVICE_KEY, &["vip", "vip_port", "flags", "id", "backend", "netns_id"]),
     ("endpoint_index", &[], &["sequence", "entries"]),
     ("bypasses", &["client", "pod", "client_port", "pod_port", "protocol", "pad", "pad2"], &["backend", "since"]),
-    ("endpoint_bypasses", &[], &["count"]),
+    ("endpoint_bypasses", &[], &["count", "watch"]),
     ("flows", &[], &["entries"]),
     ("uplinks", &[], &["mac", "pad"]),
     ("routes", &[], &["client", "since", "epoch", "ifindex", "flags", "destination_mac", "source_mac", "pad"]),

@@ -3,14 +3,19 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use lb_common::{abi::protocol, address::Address, flow::Key, reason::Reason};
+use lb_common::{
+    abi::{ServiceKey, protocol},
+    address::Address,
+    flow::{Key, State as Known},
+    reason::Reason,
+};
 use lb_tests::{
     kernel::{Kernel, object},
     packets::{Packet, flag, oracle},
     world::{
         content::{
             Content, VIPS,
-            moved::{NO_SUCH_NAMESPACE, PORT, PORT_RECORDED, SHUT_OFF, UNASKED},
+            moved::{NO_SUCH_NAMESPACE, PORT, PORT_OPAQUE, PORT_RECORDED, SHUT_OFF, UNASKED},
             pod,
         },
         sockets::{Sockets, State, client, connection},
@@ -48,8 +53,12 @@ enum Step {
     Closes(u32),
     /// The flow cache has the client as this pod's.
     Remembers(u32),
+    /// The flow cache gets a record of this pod.
+    Recorded(u32, Known),
+    /// This is the flow cache's record.
+    Knows(Option<(u32, Known)>),
 }
-use Step::{Closes, Gets, Remembers};
+use Step::{Closes, Gets, Knows, Recorded, Remembers};
 
 struct Case {
     what: String,
@@ -144,6 +153,16 @@ fn check(cases: &[Case]) {
                     assert_eq!(steer(&mut kernel, &packet), who, "{what}, step {number}, from {}", from.0);
                     packets += 1;
                 }
+                Recorded(pod, known) => {
+                    let (key, id) = record(&content, from, (vip, case.service), pod);
+                    kernel.remember(&key.in_state(known), id, kernel.record_time().unwrap_or(0));
+                }
+                Knows(wanted) => {
+                    let flows = kernel.snapshot().0.flows;
+                    let known: Vec<_> = flows.iter().flatten().flatten().map(|(key, id)| (*id, key.state())).collect();
+                    let wanted = wanted.map(|(pod, known)| (record(&content, from, (vip, case.service), pod).1, known));
+                    assert_eq!(known, Vec::from_iter(wanted), "{what}, step {number}, from {}", from.0);
+                }
             }
         }
         let broken = kernel.reasons().into_iter().find(|(reason, _)| *reason == Reason::BrokenHistory);
@@ -155,6 +174,14 @@ fn check(cases: &[Case]) {
             assert!(snapshot.bypasses.is_empty(), "{what}: a bypass");
         }
     }
+}
+
+/// The key of a connection's record, and the id of a pod in its service.
+fn record(content: &Content, from: (IpAddr, u16), to: (IpAddr, u16), pod: u32) -> (Key, u32) {
+    let key = ServiceKey::new(to.0.into(), to.1, protocol::TCP);
+    let (_, service) = content.services.iter().find(|(known, _)| *known == key).expect("a service");
+    let id = content.backend_id(&to.0.to_string(), to.1, protocol::TCP, pod);
+    (Key::tcp(service.id, from.0.into(), from.1), id)
 }
 
 fn steer(kernel: &mut Kernel, packet: &Packet) -> Who {
@@ -345,4 +372,69 @@ fn a_claim_asks_the_owner_that_was_found() {
         ),
     ];
     check(&cases.map(|case| case.through(PORT_RECORDED)));
+}
+
+/// In [`PORT_OPAQUE`], `OLD`, `A` and `C` are opaque.
+#[test]
+fn opaque_owners_are_recorded_and_not_asked() {
+    let open = State::Established;
+    let (opening, established, closing) = (Known::Opening, Known::Established, Known::Closing);
+    let cases = [
+        case(
+            "the socket of an opaque owner means nothing",
+            &[(OLD, open)],
+            &[Gets(DATA, Pod(NEW)), Gets(SYN, Pod(NEW))],
+        ),
+        case("an owner that can be asked is asked", &[(OLDER, open)], &[Gets(DATA, Pod(OLDER)), Gets(SYN, Pod(OLDER))]),
+        case(
+            "a recorded connection stays, SYNs too: its SYN-ACK may be under way",
+            &[],
+            &[Recorded(OLD, opening), Gets(SYN, Pod(OLD)), Gets(DATA, Pod(OLD)), Knows(Some((OLD, opening)))],
+        ),
+        case(
+            "a record goes before a socket",
+            &[(OLDER, open)],
+            &[Recorded(OLD, established), Gets(DATA, Pod(OLD)), Gets(SYN, Pod(OLD)), Knows(Some((OLD, established)))],
+        )
+        .owned_by(Some(NEW), &[OLDER, OLD]),
+        case(
+            "what closes is finished there, and its client may use the port again",
+            &[],
+            &[Recorded(OLD, closing), Gets(DATA, Pod(OLD)), Knows(Some((OLD, closing))), Gets(SYN, Pod(NEW))],
+        ),
+        case(
+            "a client that resets its connection may use the port again",
+            &[],
+            &[
+                Recorded(OLD, established),
+                Gets(flag::RST, Pod(OLD)),
+                Knows(Some((OLD, closing))),
+                Gets(DATA, Pod(OLD)),
+                Gets(SYN, Pod(NEW)),
+            ],
+        ),
+        case("who is no owner gets nothing by a record", &[], &[Recorded(C, established), Gets(DATA, Pod(NEW))]),
+        case(
+            "a new connection with the current owner is recorded",
+            &[],
+            &[Gets(SYN, Pod(A)), Knows(Some((A, opening))), Gets(DATA, Pod(A)), Knows(Some((A, opening)))],
+        )
+        .owned_by(Some(A), &[OLD]),
+        case("in a stable slot too", &[], &[Gets(SYN, Pod(A)), Knows(Some((A, opening)))]).owned_by(Some(A), &[]),
+        case(
+            "a segment of no connection records nothing",
+            &[],
+            &[Gets(DATA, Pod(A)), Gets(flag::RST, Pod(A)), Knows(None)],
+        )
+        .owned_by(Some(A), &[]),
+        case("nor does one to an owner that can be asked", &[], &[Gets(SYN, Pod(NEW)), Knows(None)])
+            .owned_by(Some(NEW), &[]),
+        case(
+            "no owner: recorded sessions go on",
+            &[],
+            &[Recorded(OLD, established), Gets(DATA, Pod(OLD)), Gets(SYN, Pod(OLD))],
+        )
+        .owned_by(None, &[OLD]),
+    ];
+    check(&cases.map(|case| case.through(PORT_OPAQUE)));
 }

@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::{
     abi::{BypassKey, ServiceKey, protocol},
-    flow::Key,
+    flow::{Key, State},
     steer::Verdict,
 };
 use lb_tests::{
@@ -35,7 +35,7 @@ const SEED: u64 = 0x7ee7;
 /// Packets between two comparisons of counters and tables.
 const BATCH: usize = 1024;
 /// In all; a mutant that survives them is not caught.
-const BATCHES: usize = 400;
+const BATCHES: usize = 600;
 
 /// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
 const REMEMBERED: usize = 200;
@@ -94,7 +94,8 @@ fn an_owner(random: &mut Random, content: &Content) -> (Key, u32, u32) {
         let age = random.pick(&[0, 1, service.affinity, service.affinity + 1, 1 << 20]);
         return (Key::affinity(service.id, client.into()), backend.id, age);
     }
-    (Key::tcp(service.id, client.into(), client_port), backend.id, 0)
+    let state = random.pick(&[State::Established, State::Opening, State::Closing]);
+    (Key::tcp(service.id, client.into(), client_port).in_state(state), backend.id, 0)
 }
 
 /// The number of the packet, from 1, at which the mutant differs from the kernel.

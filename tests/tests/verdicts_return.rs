@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    abi::{BypassKey, Endpoint, NO_BACKEND, endpoint_flags, protocol},
+    abi::{BypassKey, Endpoint, NO_BACKEND, NO_NETNS, ServiceKey, endpoint_flags, protocol},
     address::Address,
+    flow::{Key, State},
     reason::Reason,
-    reply::{Observed, Place, Reply, observe, reply},
+    reply::{Observed, Place, Reply, ReturnTables as _, observe, reply},
     session::Sessions as _,
     steer::Tables as _,
 };
@@ -404,6 +405,75 @@ fn the_sum_that_the_kernel_has_beside_a_reply_stays_right() {
             assert_eq!(run, kernel.run_tc("sluice_return", &frame), "to {}", ends.client);
             assert_eq!(run.0, REDIRECTED, "to {}", ends.client);
         }
+    }
+}
+
+#[test]
+fn what_an_opaque_pod_says_is_recorded() {
+    let Some(object) = object() else { return };
+    let mut content = Content::full();
+    for ends in [0, 1].map(Ends::of) {
+        ends.flagged(&mut content, endpoint_flags::STATIC | endpoint_flags::OPAQUE);
+    }
+    let mut kernel = Kernel::load(&object, &content);
+    let macs = ([2, 9, 9, 9, 9, 1], [2, 9, 9, 9, 9, 2]);
+    kernel.add_routes(&content, &[0, 1].map(|family| Ends::of(family).client.into()), macs);
+    for ends in [0, 1].map(Ends::of) {
+        kernel.reset();
+        let world = World::new(&content);
+        let vip = ServiceKey::new(ends.vip(0), 80, protocol::TCP);
+        let service = content.services.iter().find(|(key, _)| *key == vip).expect("a service").1.id;
+        let key = Key::tcp(service, ends.client.into(), PORT);
+        let id = content.backend_id(VIPS[ends.family][0], 80, protocol::TCP, backend::REDIRECT);
+        let (ack, data) = (ends.segment().flags(flag::ACK), ends.segment().carrying(b"x"));
+        let (end, reset) = (ends.segment().flags(flag::ACK | flag::FIN), ends.segment().flags(flag::RST));
+        for (what, packet, wanted) in [
+            ("a SYN-ACK", ends.segment().flags(flag::SYN | flag::ACK), None),
+            ("a RST", reset.clone(), None),
+            ("a FIN of no connection", end.clone(), None),
+            ("an ACK", ack.clone(), Some(State::Established)),
+            ("a FIN", end, Some(State::Closing)),
+            ("the ACK of the other FIN", ack, Some(State::Closing)),
+            ("payload", data, Some(State::Established)),
+            ("a RST of a connection", reset, Some(State::Closing)),
+        ] {
+            let frame = packet.frame();
+            assert_eq!(decide(&world, &packet, Place::Pod), ComesFrom(ends.vip(0), 80), "{what} to {}", ends.client);
+            assert_eq!(kernel.run_tc("sluice_return", &frame).0, REDIRECTED, "{what} to {}", ends.client);
+            let wanted: Vec<_> = wanted.map(|state| (key.in_state(state), id)).into_iter().collect();
+            for snapshot in [world.snapshot(), kernel.snapshot().0] {
+                let records: Vec<_> = snapshot.flows.iter().flatten().flatten().copied().collect();
+                assert_eq!(records, wanted, "{what} to {}", ends.client);
+            }
+        }
+    }
+}
+
+#[test]
+fn whether_a_pods_sockets_are_seen_is_counted_once_in_a_tick() {
+    for ends in [0, 1].map(Ends::of) {
+        let mut content = Content::full();
+        content.endpoints.iter_mut().for_each(|(_, endpoint)| endpoint.netns_id = 7);
+        let mut world = World::new(&content);
+        let after = |world: &World, packet: &Packet| {
+            world.now.set(world.now.get() + 1);
+            assert_eq!(decide(world, packet, Place::Pod), ComesFrom(ends.vip(0), 80));
+            let watch = &world.counts(ends.id(backend::REDIRECT)).expect("an endpoint").watch;
+            (watch.run(), watch.unseen.load(), watch.seen.load())
+        };
+        let data = ends.segment().carrying(b"x");
+        assert_eq!(after(&world, &ends.segment().flags(flag::ACK)), (0, 0, 0), "no payload");
+        assert_eq!(after(&world, &data.clone().flags(flag::RST)), (0, 0, 0), "a RST");
+        assert_eq!(after(&world, &data), (1, 1, 0));
+        world.now.set(world.now.get() - 1);
+        assert_eq!(after(&world, &data), (1, 1, 0), "in the same tick");
+        assert_eq!(after(&world, &data), (2, 2, 0));
+        world.sockets.insert(ends.connection());
+        assert_eq!(after(&world, &data), (0, 2, 1));
+        for (_, endpoint) in &mut content.endpoints {
+            endpoint.netns_id = NO_NETNS;
+        }
+        assert_eq!(after(&World::new(&content), &data), (0, 0, 0), "nobody to be asked");
     }
 }
 

@@ -160,6 +160,11 @@ impl Clock {
         Duration::from_millis(u64::from(self.ticks_since(since)) * (1 << COARSE_SHIFT) * 1000 / self.hertz)
     }
 
+    /// So much time in coarse ticks.
+    pub const fn ticks(&self, time: Duration) -> u32 {
+        ((time.as_secs() * self.hertz) >> COARSE_SHIFT) as u32
+    }
+
     /// Coarse time of records now, as [`lb_common::abi::coarse_ticks`] counts it, without its highest bits.
     pub fn coarse(&self) -> u32 {
         let since = self.read_at.elapsed().as_millis() as u64 * self.hertz / 1000;

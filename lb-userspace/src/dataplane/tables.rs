@@ -285,9 +285,15 @@ impl Tables {
         }
     }
 
-    /// No records of an endpoint are left: its id may name another one.
+    /// No records of an endpoint are left: its id may name another one, of which nothing is known.
     pub fn clear_bypass_count(&self, endpoint: u32) {
         self.bypass_counts.elements()[endpoint as usize].count.store(0);
+        self.watch(endpoint).clear();
+    }
+
+    /// Whether an endpoint's sockets are seen, as the return programs have counted.
+    pub fn watch(&self, endpoint: u32) -> &abi::Watch {
+        &self.bypass_counts.elements()[endpoint as usize].watch
     }
 
     /// Removes what the flow cache has of these endpoints, services and backends.
@@ -331,12 +337,14 @@ impl Tables {
         if end == all.len() { 0 } else { end }
     }
 
-    /// Removes what the flow cache has of who owns TCP connections of these services.
-    pub fn forget_owners(&self, services: &HashSet<u32>) {
+    /// Removes what the flow cache has of who owns TCP connections of these services, but for the records of `opaque`
+    /// backends, by id: nobody else can tell whose those are.
+    pub fn forget_owners(&self, services: &HashSet<u32>, opaque: &HashSet<u32>) {
         for entry in self.flows.elements().iter().flat_map(|bucket| &bucket.entries) {
-            if let Some((key, ..)) = flow::snapshot(entry)
+            if let Some((key, backend, _)) = flow::snapshot(entry)
                 && key.kind() == flow::Kind::Tcp
                 && services.contains(&key.parts().0)
+                && !opaque.contains(&backend)
             {
                 flow::remove(entry, &key);
             }

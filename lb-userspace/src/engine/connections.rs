@@ -9,7 +9,7 @@ use std::{
 use lb_common::abi::{BypassKey, ServiceKey, endpoint_flags, protocol};
 use tracing::{debug, warn};
 
-use super::Engine;
+use super::{Engine, flows::FLOW_LIFETIME};
 use crate::{
     model::Protocol,
     net::{
@@ -84,6 +84,7 @@ impl Engine {
             .filter(|(key, _)| key.protocol == Protocol::Tcp && key.vip.is_none() && fresh.contains(&key.address))
             .map(|(key, endpoint)| ((key.address, key.port), endpoint.id))
             .collect();
+        self.forget_opaque(&fresh);
         if !endpoints.is_empty() {
             for address in &fresh {
                 let planner = &self.planner;
@@ -131,6 +132,7 @@ impl Engine {
             let age = self.clock.ticks_since(bypass.since);
             by_pod.entry(key.pod.into()).or_default().push((key, age));
         }
+        let opaque_idle = self.clock.ticks(FLOW_LIFETIME);
         for (pod, records) in by_pod {
             let ports: BTreeSet<u16> = records.iter().map(|(key, _)| key.pod_port).collect();
             let alive = match self.sockets_of(pod, &ports.into_iter().collect::<Vec<_>>()) {
@@ -142,6 +144,8 @@ impl Engine {
             };
             for (key, age) in records {
                 let over = match key.protocol {
+                    // No socket of theirs is seen.
+                    protocol::TCP if is_opaque(&self.planner, &key) => age > opaque_idle,
                     protocol::TCP => age > YOUNG && !alive.contains(&key),
                     _ => age > UDP_IDLE,
                 };
@@ -192,6 +196,13 @@ fn key_of(connection: &Connection) -> BypassKey {
         pad: 0,
         pad2: 0,
     }
+}
+
+/// Whether a record is of an endpoint whose sockets cannot be seen.
+fn is_opaque(planner: &crate::plan::planner::Planner, key: &BypassKey) -> bool {
+    let endpoint = EndpointKey::new(key.pod.into(), Protocol::Tcp, key.pod_port);
+    let value = planner.endpoints().get(&endpoint).and_then(|endpoint| endpoint.value);
+    value.is_some_and(|value| value.flags & endpoint_flags::OPAQUE != 0)
 }
 
 fn endpoint_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {

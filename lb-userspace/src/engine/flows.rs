@@ -3,16 +3,17 @@
 //! owners clients are still led to.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
     time::Duration,
 };
 
 use lb_common::{
-    flow::{Key, Kind},
+    flow::{Key, Kind, State},
     steer::slot_of,
 };
 
-use super::{Engine, prune::address_hash};
+use super::{Engine, opaque::is_opaque, prune::address_hash};
 use crate::plan::{history::SETTLE, maglev::TableSize};
 
 /// Buckets that one tick looks at: 8 MiB, read in a few milliseconds. The default capacity takes one tick, the largest
@@ -20,10 +21,14 @@ use crate::plan::{history::SETTLE, maglev::TableSize};
 const BUCKETS_MAX: usize = 65_536;
 /// A UDP client that neither asks nor is answered for so long is answered as the pod's own business.
 const UDP_IDLE: Duration = Duration::from_secs(600);
-/// A shortcut: the next segment asks again.
+/// A shortcut, whose owner the next segment asks again; or a connection of an opaque pod that has said nothing yet, or has
+/// closed.
 const TCP_IDLE: Duration = Duration::from_secs(600);
 /// Coarse ticks that a client's record stays beyond its time: the agent's clock may be one ahead of the kernel's.
 const AFFINITY_SLACK: u32 = 1;
+/// A connection of an opaque pod: longer than between two keepalives, which are two hours apart where the application
+/// says nothing (RFC 9293, 3.8.4).
+pub(super) const FLOW_LIFETIME: Duration = Duration::from_secs(9000);
 
 /// Goes round the flow cache, a part of it in each tick.
 #[derive(Debug, Default)]
@@ -79,9 +84,11 @@ impl Engine {
         }
         let (clock, seed) = (&self.clock, self.tables.settings().maglev_seed);
         let mut round = self.sweeper.round.take();
+        let backends = self.planner.services().values().flat_map(|service| &service.backends);
+        let opaque: BTreeSet<u32> = backends.filter(|b| is_opaque(b)).map(|backend| backend.value.id).collect();
         let is_over = |key: &Key, backend: u32, since: u32| match key.kind() {
             Kind::Udp => clock.age(since) > UDP_IDLE,
-            Kind::Tcp => clock.age(since) > TCP_IDLE,
+            Kind::Tcp => clock.age(since) > tcp_idle(key.state(), opaque.contains(&backend)),
             Kind::Affinity => {
                 let service = key.parts().0;
                 let Some((vip, ticks)) = kept.get(&service) else { return true };
@@ -108,5 +115,40 @@ impl Engine {
     pub(super) fn take_round(&mut self) -> Option<Round> {
         let now = self.started.elapsed();
         self.sweeper.done.take_if(|round| round.ended + SETTLE < now)
+    }
+
+    /// TCP clients whose records name these backends.
+    pub(super) fn recorded_clients(&self, backends: &BTreeSet<u32>) -> BTreeMap<u32, Vec<SocketAddr>> {
+        let mut clients: BTreeMap<u32, Vec<SocketAddr>> = BTreeMap::new();
+        self.tables.sweep_flows(0, usize::MAX, |key, backend, _| {
+            if key.kind() == Kind::Tcp && backends.contains(&backend) {
+                let client = SocketAddr::new(key.client().into(), key.parts().1);
+                clients.entry(backend).or_default().push(client);
+            }
+            false
+        });
+        clients
+    }
+}
+
+/// How long a TCP connection's record stays unused.
+const fn tcp_idle(state: State, names_opaque: bool) -> Duration {
+    match (names_opaque, state) {
+        (true, State::Established) => FLOW_LIFETIME,
+        (true, State::Opening | State::Closing) | (false, _) => TCP_IDLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_connection_of_an_opaque_pod_outlives_a_keepalive() {
+        let keepalive = Duration::from_secs(2 * 3600);
+        assert!(tcp_idle(State::Established, true) > keepalive);
+        for (state, names_opaque) in [(State::Established, false), (State::Opening, true), (State::Closing, true)] {
+            assert_eq!(tcp_idle(state, names_opaque), Duration::from_secs(600));
+        }
     }
 }

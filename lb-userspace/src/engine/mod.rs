@@ -3,6 +3,7 @@
 mod connections;
 mod flows;
 mod guard;
+mod opaque;
 mod pods;
 mod prune;
 mod report;
@@ -35,6 +36,7 @@ use tracing::{error, info, warn};
 use self::{
     flows::Sweeper,
     guard::Lock,
+    opaque::OpaqueEndpoints,
     pods::{Finding, GroChange, Wanted},
     uplinks::AttachedUplink,
 };
@@ -87,6 +89,7 @@ pub struct Engine {
     followed: BTreeMap<IpAddr, u64>,
     /// Earlier owners of slots that have no interface, and since when by the agent's clock.
     away: BTreeMap<IpAddr, Duration>,
+    opaque: OpaqueEndpoints,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
@@ -184,6 +187,7 @@ impl Engine {
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
             away: BTreeMap::new(),
+            opaque: OpaqueEndpoints::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),
@@ -263,7 +267,8 @@ impl Engine {
     fn look_after(&mut self, ticks: u64) {
         self.retire();
         self.sweep_flows();
-        let unsettled = self.waiting.is_some()
+        let unsettled = self.find_opaque()
+            || self.waiting.is_some()
             || self.uplinks.len() != self.snapshot.uplinks.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
         if unsettled {
@@ -302,6 +307,7 @@ impl Engine {
             return Ok(left);
         }
         let places = self.find_pods(&links, &routes);
+        self.planner.set_opaque(self.opaque_endpoints());
         let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
             Stage::Whole(ops) => ops,
             Stage::Part(ops, PlanError::Full { what, key, capacity }) => {

@@ -15,7 +15,7 @@ use lb_common::{
 };
 use tracing::debug;
 
-use super::{Engine, flows::Round};
+use super::{Engine, flows::Round, opaque::is_opaque};
 use crate::{
     model::Protocol,
     net::sockets::{Connection, Listeners, connections, connections_in},
@@ -34,13 +34,14 @@ const PODS_MAX: usize = 256;
 
 impl Engine {
     /// Lists the sockets of pods that were owners of moved slots, and takes them out of the histories of slots where they
-    /// have none.
+    /// have none. Of opaque pods the records are listed instead, once each living connection has one.
     pub(super) fn prune_histories(&mut self) {
         // What is not written yet says nothing of where connections went.
         if !self.pending.is_empty() {
             return;
         }
         let mut asked: BTreeMap<IpAddr, Vec<(VipKey, EndpointKey, Position)>> = BTreeMap::new();
+        let mut recorded: BTreeMap<u32, (VipKey, EndpointKey, Position)> = BTreeMap::new();
         for (vip, service) in self.planner.services() {
             let Some(slots) = service.slots().filter(|slots| slots.moved() != 0 || service.is_rehashed()) else {
                 continue;
@@ -49,10 +50,16 @@ impl Engine {
                 slots.lists().flat_map(|(_, list)| list.owners().collect::<Vec<_>>()).collect();
             owners.extend(service.unheard());
             for backend in service.backends.iter().filter(|backend| owners.contains(&backend.position)) {
-                asked.entry(backend.endpoint.address).or_default().push((*vip, backend.endpoint, backend.position));
+                let owner = (*vip, backend.endpoint, backend.position);
+                if !is_opaque(backend) {
+                    asked.entry(backend.endpoint.address).or_default().push(owner);
+                } else if self.is_all_recorded(&backend.endpoint) {
+                    recorded.insert(backend.value.id, owner);
+                }
             }
         }
         let round = self.take_round();
+        self.prune_recorded(&recorded, round.as_ref());
         self.away.retain(|address, _| asked.contains_key(address));
         for (address, owners) in asked.into_iter().take(PODS_MAX) {
             let ports: BTreeSet<u16> = owners.iter().map(|(_, endpoint, _)| endpoint.port).collect();
@@ -83,6 +90,19 @@ impl Engine {
         }
     }
 
+    /// Opaque pods, by the id of their backend.
+    fn prune_recorded(&mut self, owners: &BTreeMap<u32, (VipKey, EndpointKey, Position)>, round: Option<&Round>) {
+        if owners.is_empty() {
+            return;
+        }
+        let listed_at = self.started.elapsed();
+        let mut clients = self.recorded_clients(&owners.keys().copied().collect());
+        for (id, (vip, endpoint, position)) in owners {
+            let clients = clients.remove(id).unwrap_or_default();
+            self.prune_and_write(*vip, endpoint, *position, listed_at, &clients, round);
+        }
+    }
+
     /// Before slots move: takes out of the flow cache who owns connections of these services. No packet of a stable slot asks
     /// or tells the cache, so that a record may be of an earlier connection from the same port, whose owner is an owner
     /// of the slot again. Lost records cost a question each.
@@ -94,10 +114,13 @@ impl Engine {
                 _ => None,
             })
             .collect();
-        let services = self.planner.services().values().filter(|service| offsets.contains(&service.value.slots));
-        let services: HashSet<u32> = services.map(|service| service.value.id).collect();
+        let (mut services, mut opaque) = (HashSet::new(), HashSet::new());
+        for service in self.planner.services().values().filter(|service| offsets.contains(&service.value.slots)) {
+            services.insert(service.value.id);
+            opaque.extend(service.backends.iter().filter(|b| is_opaque(b)).map(|backend| backend.value.id));
+        }
         if !services.is_empty() {
-            self.tables.forget_owners(&services);
+            self.tables.forget_owners(&services, &opaque);
         }
     }
 
@@ -116,7 +139,19 @@ impl Engine {
             Protocol::Tcp => found.iter().filter(is_its).map(|connection| connection.remote).collect(),
             Protocol::Udp => Vec::new(),
         };
-        let ops = self.prune_one(vip, position, listed_at, &clients, round);
+        self.prune_and_write(vip, &endpoint, position, listed_at, &clients, round);
+    }
+
+    fn prune_and_write(
+        &mut self,
+        vip: VipKey,
+        endpoint: &EndpointKey,
+        position: Position,
+        listed_at: Duration,
+        clients: &[SocketAddr],
+        round: Option<&Round>,
+    ) {
+        let ops = self.prune_one(vip, position, listed_at, clients, round);
         if !ops.is_empty()
             && let Err(error) = self.apply(ops)
         {

@@ -10,7 +10,7 @@ use lb_common::{
 use super::Engine;
 use crate::{
     model::Service,
-    plan::planner::VipKey,
+    plan::planner::{EndpointKey, VipKey},
     status::{BackendState, BackendStatus, MapStatus, ReasonStatus, ServiceStatus, Status},
 };
 
@@ -53,6 +53,7 @@ impl Engine {
                     slots: installed.map_or(0, |backend| backend.share),
                     rung: finding.and_then(|finding| finding.rung),
                     state: finding.map_or(BackendState::Pending, |finding| finding.state),
+                    opaque: self.why_opaque(&EndpointKey::of(service, backend)),
                     reason: finding.and_then(|finding| finding.reason.clone()),
                     interface: finding.and_then(|finding| finding.interface().map(str::to_owned)),
                     vip_on_lo: finding.and_then(|finding| finding.vip_on_lo),

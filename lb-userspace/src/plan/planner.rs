@@ -151,6 +151,7 @@ pub struct Planner {
     pub(super) slots: Ranges,
     pub(super) histories: Ranges,
     pub(super) backend_ranges: Ranges,
+    opaque: BTreeSet<EndpointKey>,
     /// Backends that are gone and whose ids rest, by id.
     leaving: BTreeMap<u32, VipKey>,
 }
@@ -172,6 +173,7 @@ impl Planner {
             slots: Ranges::new(capacities.maglev_slots),
             histories: Ranges::new(history_entries(capacities.maglev_slots)),
             backend_ranges: Ranges::new(backend_entries(&capacities)),
+            opaque: BTreeSet::new(),
             leaving: BTreeMap::new(),
         }
     }
@@ -180,6 +182,21 @@ impl Planner {
     #[must_use]
     pub fn at_hertz(self, hertz: u64) -> Self {
         Self { hertz, ..self }
+    }
+
+    /// Endpoints of TCP whose sockets cannot be seen, beside those that cannot be asked; planned from the next plan on.
+    pub fn set_opaque(&mut self, opaque: BTreeSet<EndpointKey>) {
+        self.opaque = opaque;
+    }
+
+    /// Whether an endpoint's connections are recorded because nobody can ask for them.
+    pub(super) fn is_opaque(opaque: &BTreeSet<EndpointKey>, key: &EndpointKey, way: &abi::Backend) -> bool {
+        let is_unasked = way.rung != abi::rung::NONE && way.netns_id == abi::NO_NETNS;
+        key.protocol == Protocol::Tcp && (is_unasked || opaque.contains(key))
+    }
+
+    pub(super) const fn opaque(&self) -> &BTreeSet<EndpointKey> {
+        &self.opaque
     }
 
     /// Installed services.
@@ -359,11 +376,13 @@ impl Planner {
         }
         let (mut moved, mut gone, mut set) = (Vec::new(), Vec::new(), Vec::new());
         for (key, installed) in &mut self.endpoints {
+            let is_opaque = Self::is_opaque(&self.opaque, key, &installed.way);
+            let opaque = if is_opaque { endpoint_flags::OPAQUE } else { 0 };
             let value = default_service(installed, &replies).and_then(|default| {
                 Some(abi::Endpoint {
                     vip: default.address.into(),
                     vip_port: default.port,
-                    flags: flags_of(installed, &replies),
+                    flags: flags_of(installed, &replies) | opaque,
                     id: installed.id,
                     backend: *ids.get(&(default, *key))?,
                     netns_id: installed.way.netns_id,

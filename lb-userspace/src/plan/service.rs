@@ -148,6 +148,9 @@ impl Planner {
         next.rehash(service, old.as_ref(), steps.now);
         next.value.flags = flags(service, next.rehashed.is_some());
         next.value.affinity = service.affinity.map_or(0, |affinity| ticks(affinity, self.hertz));
+        if next.backends.iter().any(|backend| backend.value.flags & backend_flags::OPAQUE != 0) {
+            next.value.flags |= service_flags::OPAQUE;
+        }
         if old.is_none_or(|old| old.value != next.value) {
             steps.show.push(MapOp::SetService { key: key.to_abi(), value: next.value });
         }
@@ -201,7 +204,10 @@ impl Planner {
             let is_default = default_service(installed, replies).is_none_or(|default| default == key);
             let record = service.replies == ReplyMode::Static && !is_default;
             let drains = service.affinity.is_some() && (backend.drain || backend.weight == 0);
-            let flags = if record { backend_flags::RECORD } else { 0 } | if drains { backend_flags::DRAINS } else { 0 };
+            let opaque = Self::is_opaque(self.opaque(), &endpoint, &installed.way);
+            let flags =
+                [(record, backend_flags::RECORD), (drains, backend_flags::DRAINS), (opaque, backend_flags::OPAQUE)];
+            let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
             let is_v4 = key.address.is_ipv4();
             let address_change = checksum::change_address(key.address.into(), installed.way.address, is_v4);
             let value = abi::Backend { id, flags, address_change, ..installed.way };

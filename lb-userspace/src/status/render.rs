@@ -284,6 +284,7 @@ fn services(services: &[ServiceStatus]) -> Table {
             lines.push(Line::Row(backend_row(backend, service.slots)));
             let style = if backend.state == BackendState::Ready { Style::Plain } else { Style::Partly };
             lines.extend(backend.reason.as_ref().map(|reason| Line::Note(cell(reason).styled(style))));
+            lines.extend(backend.opaque.as_ref().map(|why| Line::Note(cell(format!("opaque: {why}")))));
         }
     }
     if services.is_empty() {
@@ -298,6 +299,7 @@ fn services(services: &[ServiceStatus]) -> Table {
 
 fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
     let state = match (backend.state, backend.drain) {
+        (BackendState::Ready, false) if backend.opaque.is_some() => cell("opaque").styled(Style::Good),
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),
         (state @ (BackendState::Pending | BackendState::Remote), _) => cell(state.name()).styled(Style::Partly),

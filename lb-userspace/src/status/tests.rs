@@ -27,6 +27,7 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
         slots: 256,
         rung: Some(Rung::Redirect),
         state: BackendState::Ready,
+        opaque: None,
         reason: None,
         interface: Some("veth0a1b2c3d".into()),
         vip_on_lo: None,
@@ -103,6 +104,7 @@ fn sample() -> Status {
                 backends: vec![
                     BackendStatus {
                         drain: true,
+                        opaque: Some("5 segments in a row left without a socket".into()),
                         rung: Some(Rung::Stack),
                         ..backend("2001:db8:244:1::41", 57400, 9_999)
                     },
@@ -158,6 +160,7 @@ UDP 198.51.100.10:162  snmp-traps  (replies recorded, 512 slots)                
       pod whose interface is down looks like; peer: not tried
 TCP [2001:db8:100::12]:57400  telemetry  (replies static, 512 slots, 40 moved)        9999  1.14 MiB
   [2001:db8:244:1::41]:57400       1  50.0%  stack     draining      veth0a1b2c3d     9999  1.14 MiB
+    └ opaque: 5 segments in a row left without a socket
   [2001:db8:244:1::42]:57400    1000  50.0%  -         no interface  -                   0       0 B
 TCP 198.51.100.11:179  bgp  (replies static, 0 slots)                                    0       0 B
     └ no backends: new connections are refused

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     model::{Limits, Uplink, XdpModeChoice},
-    plan::ops::MapOp,
+    plan::{ops::MapOp, service::InstalledBackend},
 };
 
 /// The maps, as the programs read them.
@@ -109,7 +109,7 @@ fn place(last: u8) -> Place {
         mtu: 1500,
         destination_mac: mac,
         source_mac: mac,
-        netns_id: None,
+        netns_id: Some(last.into()),
         rung: Rung::Redirect,
     }
 }
@@ -256,6 +256,38 @@ fn a_range_that_a_program_may_still_read_is_not_written() {
             }
         }
     }
+}
+
+#[test]
+fn an_opaque_endpoint_is_one_in_each_service_of_tcp_and_nowhere_else() {
+    let mut planner = Planner::new(CAPACITIES);
+    let of = |vip, protocol| service(vip, protocol, ReplyMode::Static, vec![backend(1, 1), backend(2, 1)]);
+    let wanted = snapshot(vec![of(1, Protocol::Tcp), of(2, Protocol::Tcp), of(3, Protocol::Udp)]);
+    let mut reached = places([1, 2]);
+    let opaque = |planner: &Planner| -> Vec<(bool, [bool; 2])> {
+        let is_flagged = |backend: &InstalledBackend| backend.value.flags & abi::backend_flags::OPAQUE != 0;
+        let of_service = |service: &InstalledService| {
+            let flags = [0, 1].map(|at| is_flagged(&service.backends[at]));
+            (service.value.flags & abi::service_flags::OPAQUE != 0, flags)
+        };
+        planner.services().values().map(of_service).collect()
+    };
+    let none = (false, [false; 2]);
+    planner.plan(&wanted, &reached, Duration::ZERO).unwrap();
+    assert_eq!(opaque(&planner), [none; 3]);
+    planner.set_opaque([EndpointKey::new(ip(2), Protocol::Tcp, 80)].into());
+    let ops = planner.plan(&wanted, &reached, Duration::from_secs(9)).unwrap();
+    assert_eq!(opaque(&planner), [(true, [false, true]), (true, [false, true]), none]);
+    assert!(!ops.iter().any(|op| matches!(op, MapOp::UpdateSlots { .. } | MapOp::WriteSlots { .. })), "no slot moves");
+    for (last, wanted) in [(1, 0), (2, endpoint_flags::OPAQUE)] {
+        let flags = endpoint_of(&planner, last, Protocol::Tcp).unwrap().flags;
+        assert_eq!(flags & endpoint_flags::OPAQUE, wanted, "pod {last}");
+        assert_eq!(endpoint_of(&planner, last, Protocol::Udp).unwrap().flags & endpoint_flags::OPAQUE, 0);
+    }
+    planner.set_opaque(BTreeSet::new());
+    reached.get_mut(&(ip(1), RungChoice::Auto)).unwrap().netns_id = None;
+    planner.plan(&wanted, &reached, Duration::from_secs(18)).unwrap();
+    assert_eq!(opaque(&planner), [(true, [true, false]), (true, [true, false]), none], "who cannot be asked is opaque");
 }
 
 fn any_services() -> impl Strategy<Value = Vec<Service>> {

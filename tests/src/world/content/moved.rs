@@ -28,6 +28,8 @@ pub const NETNS_ID: u32 = 7;
 pub const NETNS_NOWHERE: u32 = 4711;
 /// Nobody listens there.
 pub const SILENT: u32 = 19;
+/// Opaque to [`PORT_OPAQUE`]; what the kernels have of their connections means nothing there.
+pub const OPAQUE: [u32; 4] = [12, 15, UNASKED, 20];
 /// Listens on [::], for both families; the others on their own addresses.
 pub const DUAL: [u32; 3] = [12, 15, 18];
 
@@ -41,6 +43,8 @@ pub const PORT_NO_OWNER: u16 = 7003;
 pub const PORT_NOWHERE: u16 = 7004;
 /// Owners beyond the backends, and counts beyond the owners.
 pub const PORT_BEYOND: u16 = 7005;
+/// Some of the pods are opaque there.
+pub const PORT_OPAQUE: u16 = 7012;
 /// UDP, whose clients are recorded.
 pub const PORT_UDP: u16 = 7006;
 /// UDP, whose clients are not.
@@ -59,12 +63,13 @@ pub const AFFINITY: u32 = 100;
 pub const DRAINING: [u32; 2] = [12, 18];
 
 /// The services' ports by protocol, for generators.
-pub const PORTS: [(u16, u8); 11] = [
+pub const PORTS: [(u16, u8); 12] = [
     (PORT, protocol::TCP),
     (PORT_RECORDED, protocol::TCP),
     (PORT_NO_OWNER, protocol::TCP),
     (PORT_NOWHERE, protocol::TCP),
     (PORT_BEYOND, protocol::TCP),
+    (PORT_OPAQUE, protocol::TCP),
     (PORT_UDP, protocol::UDP),
     (PORT_UDP_UNRECORDED, protocol::UDP),
     (PORT_KEPT, protocol::TCP),
@@ -74,7 +79,7 @@ pub const PORTS: [(u16, u8); 11] = [
 ];
 
 /// The first of them have neither client affinity nor another hash than before.
-pub const PLAIN: usize = 7;
+pub const PLAIN: usize = 8;
 
 /// Slots of each, as a logarithm: enough for every list and every breakage.
 pub(super) const SLOTS_LOG2: u8 = 6;
@@ -106,11 +111,18 @@ impl Content {
                 PORT_KEPT_UDP => service_flags::AFFINITY | service_flags::RECORD,
                 PORT_REHASHED => service_flags::REHASHED,
                 PORT_KEPT_REHASHED => service_flags::AFFINITY | service_flags::REHASHED,
+                PORT_OPAQUE => service_flags::OPAQUE,
                 _ => 0,
             };
             let backend_flags = if port == PORT_RECORDED { backend_flags::RECORD } else { 0 };
             self.add_service(vip, port, protocol, flags, backend_flags, &OWNERS);
             self.move_slots(port);
+            if port == PORT_OPAQUE {
+                let (_, service) = self.services.last().expect("one was added");
+                for (at, _) in OWNERS.iter().enumerate().filter(|(_, id)| OPAQUE.contains(id)) {
+                    self.backends[service.backends as usize + at].flags |= backend_flags::OPAQUE;
+                }
+            }
         }
     }
 
@@ -138,6 +150,7 @@ impl Content {
                 // The list behind the last, which nobody has written.
                 PORT_NOWHERE if at % 4 == 2 => 1 + LISTS as u16,
                 PORT_KEPT | PORT_KEPT_UDP | PORT_KEPT_REHASHED if at % 3 == 0 => 0,
+                PORT_OPAQUE if at % 2 == 1 => 0,
                 _ if at % 8 == 7 => 0,
                 // Lists are shared, and each is used.
                 _ => 1 + (at % LISTS) as u16,
