@@ -41,7 +41,7 @@ fn a_valid_file_is_summed_up() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/samples/standalone.yaml");
     let text = check(&sample).unwrap();
     assert!(
-        text.ends_with(": valid: 5 services on 1 uplink, 9 backends in all, 3584 of 4194304 Maglev slots\n"),
+        text.ends_with(": valid: 6 services on 1 uplink, 10 backends in all, 3840 of 4194304 Maglev slots\n"),
         "{text}"
     );
 }
