@@ -345,10 +345,6 @@ impl SlotTable {
 
     /// Writes a slot with as much of its history as there is room for.
     fn write(&mut self, slot: u32, owner: Position, history: &mut Vec<Earlier>, now: Duration, change: &mut Change) {
-        if self.limits.owners == 0 {
-            // Nobody is remembered, so nobody is forgotten.
-            history.clear();
-        }
         while history.len() > self.limits.owners {
             match shorten(history) {
                 true => self.dropped.silent_overflows += 1,
