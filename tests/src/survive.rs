@@ -187,6 +187,10 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     let mut run = Run::start(&lab, plan)?;
     for number in 0..plan.changes {
         run.beside().and_then(|()| run.change()).with_context(|| format!("seed {}, change {number}", plan.seed))?;
+        // The negative control has seen enough.
+        if plan.without_histories && run.outcome.lost() > 0 {
+            break;
+        }
     }
     run.finish()
 }

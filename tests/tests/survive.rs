@@ -28,6 +28,6 @@ fn without_histories_sessions_are_lost() -> Result<()> {
         return Ok(());
     }
     let outcome = survive::run(&Plan { seed: SEED, sessions: 100, changes: 10, without_histories: true })?;
-    ensure!(outcome.lost() > 0 && outcome.resets > 0, "nobody noticed: {outcome:?}");
+    ensure!(outcome.lost() > 0, "nobody noticed: {outcome:?}");
     Ok(())
 }
