@@ -17,7 +17,7 @@ mod torture;
 use aya_ebpf::{
     EbpfContext,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    btf_maps::{Array, HashMap, LruHashMap, ProgramArray},
+    btf_maps::{Array, DevMap, HashMap, LruHashMap, ProgramArray},
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -44,6 +44,10 @@ static HASH: HashMap<[u64; 2], u64, 65_536> = HashMap::new();
 #[btf_map(name = "lru")]
 static LRU: LruHashMap<[u64; 5], u64, 131_072> = LruHashMap::new();
 
+/// Where `redirect` sends everything.
+#[btf_map(name = "ports")]
+static PORTS: DevMap<1> = DevMap::new();
+
 /// Passes everything: the peer of a veth must have a program, or what XDP_TX sends is lost.
 #[xdp]
 pub fn pass(_ctx: XdpContext) -> u32 {
@@ -54,6 +58,15 @@ pub fn pass(_ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
+}
+
+/// Sends everything to the one port: what a redirect costs where nothing is decided or rewritten.
+#[xdp(frags)]
+pub fn redirect(_ctx: XdpContext) -> u32 {
+    match PORTS.redirect(0, 0) {
+        Ok(_) => xdp_action::XDP_REDIRECT,
+        Err(_) => xdp_action::XDP_ABORTED,
+    }
 }
 
 /// The floor of XDP rows.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    maps::{Array, MapData, ProgramArray},
+    maps::{Array, MapData, ProgramArray, xdp::DevMap},
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use lb_tests::lab::LAB_OBJECT;
@@ -26,8 +26,18 @@ pub enum Kind {
     Tc,
 }
 
-const XDP_PROGRAMS: [&str; 9] =
-    ["drop", "empty", "transmit", "hash_lookup", "hash_fill", "lru_lookup", "lru_fill", "vary_v4", "vary_v6"];
+const XDP_PROGRAMS: [&str; 10] = [
+    "drop",
+    "redirect",
+    "empty",
+    "transmit",
+    "hash_lookup",
+    "hash_fill",
+    "lru_lookup",
+    "lru_fill",
+    "vary_v4",
+    "vary_v6",
+];
 const TC_PROGRAMS: [&str; 3] = ["empty_tc", "vary_reply_v4", "vary_reply_v6"];
 
 /// Index of the empty program in both arrays.
@@ -51,6 +61,7 @@ pub struct LabPrograms {
     load: Array<MapData, Load>,
     xdp_targets: ProgramArray<MapData>,
     tc_targets: ProgramArray<MapData>,
+    ports: DevMap<MapData>,
 }
 
 impl LabPrograms {
@@ -70,6 +81,7 @@ impl LabPrograms {
             load: object.take_map("load").context("no map load")?.try_into()?,
             xdp_targets: object.take_map("xdp_targets").context("no map xdp_targets")?.try_into()?,
             tc_targets: object.take_map("tc_targets").context("no map tc_targets")?.try_into()?,
+            ports: object.take_map("ports").context("no map ports")?.try_into()?,
             object,
         };
         for (index, name) in [
@@ -93,6 +105,11 @@ impl LabPrograms {
             Kind::Tc => &mut self.tc_targets,
         };
         targets.set(PRODUCT, program, 0).with_context(|| format!("cannot call {kind:?} {:?}", program.as_fd()))
+    }
+
+    /// Sets where `redirect` sends everything: an interface of the calling thread's namespace.
+    pub fn set_port(&mut self, ifindex: u32) -> Result<()> {
+        self.ports.set(0, ifindex, None, 0).context("cannot set the port of redirect")
     }
 
     /// An XDP program of the lab.

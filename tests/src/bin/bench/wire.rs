@@ -32,6 +32,7 @@ const PORT: u16 = 162;
 const PAYLOAD: usize = 22;
 
 const PLAIN: &str = "plain kernel forwarding";
+const BARE: &str = "XDP redirect without any decision";
 
 /// One lab and what is sent through it.
 struct Path {
@@ -53,7 +54,9 @@ impl Path {
         wait_until("the pod to answer", Duration::from_secs(10), || {
             Ok((!delivers || lab.pods[0].answers(&lab.element, Family::V4)).then_some(()))
         })?;
-        let (_, mac) = interface(&lab.node, UPLINK)?;
+        // Where nobody rewrites frames, they must be the pod's from the start.
+        let (_, mac) =
+            if name == BARE { interface(&lab.pods[0].namespace, "eth0")? } else { interface(&lab.node, UPLINK)? };
         let (router_end, router_mac) = interface(&lab.router, ROUTER_END)?;
         let packet = Packet {
             source: SocketAddr::new(ELEMENT.of(Family::V4), 40_000),
@@ -104,14 +107,16 @@ impl Path {
 /// Measures all paths in turn.
 pub fn measure(programs: &mut LabPrograms, rounds: u32) -> Result<Table> {
     let lab = |name| Lab::new(name, Options { pods: 1, ..Options::default() });
-    let (dropping, plain, mut steered) = (lab("drop")?, lab("plain")?, lab("sluice")?);
+    let (dropping, bare, plain, mut steered) = (lab("drop")?, lab("bare")?, lab("plain")?, lab("sluice")?);
     dropping.node.run(|| -> Result<()> {
         programs.xdp("drop")?.attach(UPLINK, XdpMode::Driver).context("cannot attach drop")?;
         Ok(())
     })?;
     // Frames that XDP sends over a veth arrive only where the other end polls.
-    let polling = plain.node.command("ethtool").args(["-K", UPLINK, "gro", "on"]).status()?;
-    ensure!(polling.success(), "ethtool cannot turn GRO on");
+    for (namespace, end) in [(&plain.node, UPLINK), (&bare.pods[0].namespace, "eth0")] {
+        let polling = namespace.command("ethtool").args(["-K", end, "gro", "on"]).status()?;
+        ensure!(polling.success(), "ethtool cannot turn GRO on");
+    }
     let pod = plain.pods[0].addresses.of(Family::V4);
     let service = Service {
         name: "traps".into(),
@@ -125,9 +130,18 @@ pub fn measure(programs: &mut LabPrograms, rounds: u32) -> Result<Table> {
     let agent = Agent::start(&mut steered, &Configuration { mode: "native", services: vec![service] })?;
     let mut paths = [
         Path::new("XDP_DROP on the node (the limit)", dropping, None, pod, false)?,
+        Path::new(BARE, bare, None, pod, true)?,
         Path::new(PLAIN, plain, None, pod, true)?,
         Path::new("rung redirect", steered, Some(agent), vip(1).of(Family::V4), true)?,
     ];
+    // Only now: it takes what tells the labs that their pods answer, too.
+    let bare = &paths[1].lab;
+    let (pod_port, _) = interface(&bare.node, &bare.pods[0].host_interface)?;
+    bare.node.run(|| -> Result<()> {
+        programs.set_port(pod_port)?;
+        programs.xdp("redirect")?.attach(UPLINK, XdpMode::Driver).context("cannot attach redirect")?;
+        Ok(())
+    })?;
     for round in 0..=rounds {
         for path in &mut paths {
             path.send(programs, round == 0)?;
@@ -138,7 +152,7 @@ pub fn measure(programs: &mut LabPrograms, rounds: u32) -> Result<Table> {
         table.add(Line {
             name: path.name.to_owned(),
             samples: path.samples.clone(),
-            bound: if path.load.destination == paths[2].load.destination {
+            bound: if path.load.destination == paths[3].load.destination {
                 Bound::Ratios(vec![(PLAIN.to_owned(), "plain", 0.6)])
             } else {
                 Bound::None
