@@ -48,6 +48,8 @@ pub enum Reply {
         /// The id of the backend that the reply is counted under.
         backend: u32,
     },
+    /// An ICMP message, for [`to_client`](crate::icmp::to_client) to decide about.
+    Message,
     /// The answer to the agent's self-test, which is counted under the backend and goes no further.
     Answer {
         /// The backend's id.
@@ -58,22 +60,10 @@ pub enum Reply {
 /// Decides about a packet that leaves a pod.
 #[inline(always)]
 pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
-    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
-        return Reply::Pass(Reason::NotAReply);
+    let (headers, source_port, destination_port, flags) = match transport(frame) {
+        Ok(transport) => transport,
+        Err(reply) => return reply,
     };
-    let Some(endpoint) = tables.endpoint(&ServiceKey::new(headers.source, source_port, headers.protocol)) else {
-        return Reply::Pass(Reason::NotAReply);
-    };
-    // The agent's question is asked through the rung, and answered wherever that rung's replies come by.
-    if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink) {
-        return Reply::Pass(Reason::NotAReply);
-    }
-    if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
-        return Reply::Answer { backend: endpoint.backend };
-    }
-    if endpoint.flags & endpoint_flags::LEARNING != 0 {
-        return Reply::Pass(Reason::NotAReply);
-    }
     let key = BypassKey {
         client: headers.destination,
         pod: headers.source,
@@ -83,45 +73,91 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         pad: 0,
         pad2: 0,
     };
+    let opens = headers.protocol == protocol::TCP && session::opens(flags);
+    match through(tables, &key, opens, place) {
+        // The stack tells the pod.
+        Through::Service { .. } if place == Place::Pod && headers.hops <= 1 => Reply::Pass(Reason::TtlExceeded),
+        Through::Service { backend, vip, port } => Reply::Rewrite { headers, vip, port, backend },
+        Through::Passed(reason) => Reply::Pass(reason),
+        Through::Dropped(reason) => Reply::Drop(reason),
+        Through::SelfTest { backend } => Reply::Answer { backend },
+    }
+}
+
+/// Which way the packets came that a pod answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Through {
+    /// Through this service.
+    Service {
+        /// The id of the backend there.
+        backend: u32,
+        /// The VIP.
+        vip: Address,
+        /// Its port, host order.
+        port: u16,
+    },
+    /// Another way, or nobody knows: the pod's packet is left as it is.
+    Passed(Reason),
+    /// The pod's packet is not forwarded.
+    Dropped(Reason),
+    /// From the agent, who asks this backend.
+    SelfTest {
+        /// The backend's id.
+        backend: u32,
+    },
+}
+
+/// Which way a client reached a pod; `opens` where the pod opens the connection itself.
+#[inline(always)]
+pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place: Place) -> Through {
+    let Some(endpoint) = tables.endpoint(&ServiceKey::new(key.pod, key.pod_port, key.protocol)) else {
+        return Through::Passed(Reason::NotAReply);
+    };
+    // The agent's question is asked through the rung, and answered wherever that rung's replies come by.
+    if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink) {
+        return Through::Passed(Reason::NotAReply);
+    }
+    if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
+        return Through::SelfTest { backend: endpoint.backend };
+    }
+    if endpoint.flags & endpoint_flags::LEARNING != 0 {
+        return Through::Passed(Reason::NotAReply);
+    }
     // A pod that opens a connection from its service's port does so on its own account.
-    if headers.protocol == protocol::TCP && session::opens(flags) {
-        return match tables.record_bypass(&key, endpoint.id, NO_BACKEND) {
-            true => Reply::Pass(Reason::Bypassed),
-            false => Reply::Drop(Reason::BypassesFull),
+    if opens {
+        return match tables.record_bypass(key, endpoint.id, NO_BACKEND) {
+            true => Through::Passed(Reason::Bypassed),
+            false => Through::Dropped(Reason::BypassesFull),
         };
     }
     let recorded = if endpoint.flags & endpoint_flags::RECORDED != 0 {
-        match tables.flow(endpoint.id, headers.destination, destination_port) {
+        match tables.flow(endpoint.id, key.client, key.client_port) {
             // Only a static service beside it may answer for what no record names.
-            None if endpoint.flags & endpoint_flags::STATIC == 0 => return Reply::Pass(Reason::Unrecorded),
+            None if endpoint.flags & endpoint_flags::STATIC == 0 => return Through::Passed(Reason::Unrecorded),
             recorded => recorded,
         }
     } else if endpoint.flags & endpoint_flags::STATIC == 0 {
-        return Reply::Pass(Reason::NotAReply);
+        return Through::Passed(Reason::NotAReply);
     } else {
         None
     };
     let recorded = match recorded {
-        None if tables.has_bypasses(endpoint.id) => tables.bypass(&key).map(|bypass| bypass.backend),
+        None if tables.has_bypasses(endpoint.id) => tables.bypass(key).map(|bypass| bypass.backend),
         recorded => recorded,
     };
     let (backend, vip, port) = match recorded {
         None => (endpoint.backend, endpoint.vip, endpoint.vip_port),
-        Some(NO_BACKEND) => return Reply::Pass(Reason::Bypassed),
+        Some(NO_BACKEND) => return Through::Passed(Reason::Bypassed),
         Some(backend) => match tables.backend_vip(backend) {
             Some(address) if address.port != 0 => (backend, address.address, address.port),
-            _ => return Reply::Drop(Reason::RecordWithoutService),
+            _ => return Through::Dropped(Reason::RecordWithoutService),
         },
     };
     // A service that answers anybody must not be made to talk to itself.
-    if tables.may_be_vip(headers.destination) && tables.is_vip(headers.destination) {
-        return Reply::Drop(Reason::ReplyToVip);
+    if tables.may_be_vip(key.client) && tables.is_vip(key.client) {
+        return Through::Dropped(Reason::ReplyToVip);
     }
-    if place == Place::Pod && headers.hops <= 1 {
-        // The stack tells the pod.
-        return Reply::Pass(Reason::TtlExceeded);
-    }
-    Reply::Rewrite { headers, vip, port, backend }
+    Through::Service { backend, vip, port }
 }
 
 /// What becomes of a packet towards a pod that Sluice did not deliver.
@@ -137,7 +173,7 @@ pub enum Observed {
 /// delivers comes by; at the uplink, what is addressed to endpoints that the stack delivers to.
 #[inline(always)]
 pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Observed {
-    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
+    let Ok((headers, source_port, destination_port, flags)) = transport(frame) else {
         return Observed::Pass(Reason::NotForUs);
     };
     if headers.protocol != protocol::TCP {
@@ -169,18 +205,21 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
     }
 }
 
-/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet.
+/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet; what becomes of any other.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F) -> Option<(Headers, u16, u16, u8)> {
-    let headers = headers::parse(frame)?;
+fn transport<F: Frame>(frame: &F) -> Result<(Headers, u16, u16, u8), Reply> {
+    const OTHER: Reply = Reply::Pass(Reason::NotAReply);
+    let headers = headers::parse(frame).ok_or(OTHER)?;
     if headers.defect.is_some() {
-        return None;
+        return Err(OTHER);
     }
     let flags = match headers.protocol {
-        protocol::TCP => frame.at::<TCP>(headers.l4)?.get::<13, u8>(),
+        protocol::TCP => frame.at::<TCP>(headers.l4).ok_or(OTHER)?.get::<13, u8>(),
         protocol::UDP => 0,
-        _ => return None,
+        protocol::ICMP if headers.is_v4 => return Err(Reply::Message),
+        protocol::ICMPV6 if !headers.is_v4 => return Err(Reply::Message),
+        _ => return Err(OTHER),
     };
-    let ports = frame.at::<UDP>(headers.l4)?;
-    Some((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
+    let ports = frame.at::<UDP>(headers.l4).ok_or(OTHER)?;
+    Ok((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
 }

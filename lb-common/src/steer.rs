@@ -70,12 +70,12 @@ pub struct Offer {
     pub slot: Slot,
     /// Host order.
     pub client_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// 1 where an ICMP error quotes it: nothing is remembered, because anybody can send one.
+    pub quoted: u16,
     /// 1 where it opens a connection.
     pub opens: u32,
     /// Zero.
-    pub pad2: u32,
+    pub pad: u32,
 }
 
 /// What `steer` asks and tells. BPF maps in the kernel, memory on the host.
@@ -197,19 +197,15 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
     let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
-    let backend = match choose(tables, headers, &service, hash, source_port, opens) {
+    let kind = if opens { Kind::Opening } else { Kind::Other };
+    let backend = match choose(tables, headers, &service, hash, source_port, kind) {
         Choice::Backend(backend) => backend,
         Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
     };
-    if backend.address.is_v4() != headers.is_v4 {
-        return Verdict::Drop(Reason::BrokenTable);
-    }
-    match backend.rung {
-        rung::REDIRECT | rung::PEER | rung::STACK => {}
-        rung::NONE => return Verdict::Drop(Reason::BackendUnreachable),
-        // Before anything is recorded or counted for a packet that goes nowhere.
-        _ => return Verdict::Drop(Reason::BrokenTable),
+    // Before anything is recorded or counted for a packet that goes nowhere.
+    if let Some(reason) = unusable(backend, headers.is_v4) {
+        return Verdict::Drop(reason);
     }
     if headers.length > backend.mtu as usize {
         return answer::icmp_error(frame, tables, headers, IcmpError::TooBig { mtu: backend.mtu });
@@ -241,29 +237,56 @@ const fn is_recorded_udp(headers: &Headers, service: &Service) -> bool {
     headers.protocol == protocol::UDP && service.flags & service_flags::RECORD != 0
 }
 
+/// Why a backend gets no packet of this family.
+#[inline(always)]
+pub fn unusable(backend: &Backend, is_v4: bool) -> Option<Reason> {
+    if backend.address.is_v4() != is_v4 {
+        return Some(Reason::BrokenTable);
+    }
+    match backend.rung {
+        rung::REDIRECT | rung::PEER | rung::STACK => None,
+        rung::NONE => Some(Reason::BackendUnreachable),
+        _ => Some(Reason::BrokenTable),
+    }
+}
+
+/// What a packet says of its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// It opens a connection.
+    Opening,
+    /// An ICMP error quotes one that went the other way.
+    Quoted,
+    /// Neither.
+    Other,
+}
+
 /// Where a packet of a service goes.
-enum Choice<'a> {
+pub enum Choice<'a> {
+    /// To this one.
     Backend(&'a Backend),
     /// No backend takes new connections, and none has this one.
     Nobody,
+    /// The tables contradict each other.
     Broken,
 }
 
+/// Who gets a packet of a service: the owner of its slot, or whom the offer finds.
 #[inline(always)]
-fn choose<'a, T: Tables>(
+pub fn choose<'a, T: Tables>(
     tables: &'a T,
     headers: &Headers,
     service: &Service,
     hash: u64,
     client_port: u16,
-    opens: bool,
+    kind: Kind,
 ) -> Choice<'a> {
     let Some(slot) = tables.slot(service.slots.wrapping_add(slot_of(hash, service.slots_log2))) else {
         return Choice::Broken;
     };
     let owner = if slot.history != 0 && headers.protocol == protocol::TCP {
-        let opens = opens as u32;
-        tables.offer(&Offer { client: headers.source, service: *service, slot, client_port, pad: 0, opens, pad2: 0 })
+        let (quoted, opens) = ((kind == Kind::Quoted) as u16, (kind == Kind::Opening) as u32);
+        tables.offer(&Offer { client: headers.source, service: *service, slot, client_port, quoted, opens, pad: 0 })
     } else {
         slot.owner
     };
@@ -282,7 +305,7 @@ fn choose<'a, T: Tables>(
 #[inline(always)]
 pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
     let Offer { client, service, slot, client_port, .. } = *offer;
-    let opens = offer.opens != 0;
+    let (opens, is_quoted) = (offer.opens != 0, offer.quoted != 0);
     let backend_at = |owner: u16| {
         let there = owner < service.backends_count;
         if there { tables.backend(service.backends.wrapping_add(owner as u32)) } else { None }
@@ -309,11 +332,15 @@ pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u16 {
             return owner;
         }
         if backend.rung != rung::NONE && has(tables, client, client_port, backend) {
+            if is_quoted {
+                return owner;
+            }
             tables.cache_owner(service.id, client, client_port, backend.id, opens);
             return owner;
         }
     }
     if let Some(backend) = current
+        && !is_quoted
         && (opens || has(tables, client, client_port, backend))
     {
         tables.cache_owner(service.id, client, client_port, backend.id, opens);
@@ -371,7 +398,7 @@ fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
 
 /// By the backend's rung. Pods know no VLAN of the uplink, the node's own stack does.
 #[inline(always)]
-fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
+pub fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
     match backend.rung {
         rung::REDIRECT => {
             if headers.tag_bytes() != 0 && !frame.shrink_head(headers.tag_bytes()) {

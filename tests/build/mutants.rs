@@ -11,7 +11,7 @@ mod mutations;
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 6] = ["steer", "slow", "session", "answer", "headers", "checksum"];
+const FILES: [&str; 7] = ["steer", "slow", "session", "answer", "icmp", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
 const SHARED: [(&str, &str, &str, &str); 2] = [
     (
@@ -43,7 +43,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let control = ("nothing is changed", "", "", "");
     for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason}};")?;
+        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason, reply}};")?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {

@@ -92,6 +92,7 @@ fn decide(world: &World, packet: &Packet, place: Place) -> Becomes {
         Reply::Pass(reason) => Passes(reason),
         Reply::Drop(reason) => Dropped(reason),
         Reply::Rewrite { vip, port, .. } => ComesFrom(vip, port),
+        Reply::Message => Passes(Reason::NotAReply),
         Reply::Answer { .. } => Dropped(Reason::SelfTest),
     }
 }
