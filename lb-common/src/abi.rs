@@ -182,6 +182,14 @@ pub mod program {
     pub const COUNT: u32 = 1;
 }
 
+/// Positions in `return_programs`.
+pub mod return_program {
+    /// `sluice_return_slow`.
+    pub const SLOW: u32 = 0;
+    /// How many there are.
+    pub const COUNT: u32 = 1;
+}
+
 /// In [`Backend::netns_id`]: the pod cannot be asked for its sockets.
 pub const NO_NETNS: u32 = u32::MAX;
 /// In [`Backend::netns_id`]: the node's own namespace.
@@ -390,8 +398,8 @@ pub struct Route {
     pub destination_mac: [u8; 6],
     /// Interface's MAC.
     pub source_mac: [u8; 6],
-    /// Zero.
-    pub pad: u32,
+    /// Bytes of the longest IP packet that goes this way.
+    pub mtu: u32,
 }
 const _: () = assert!(size_of::<Route>() == 56);
 

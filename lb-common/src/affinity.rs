@@ -31,12 +31,14 @@ pub fn keep<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {
 fn kept<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {
     let Offer { client, service, slot, client_port, .. } = offer;
     let (owner, has_it) = (found as u16, found & HAS_IT != 0);
-    let (opens, is_tcp) = (offer.opens(), offer.datagram == 0);
+    let (opens, is_tcp) = (offer.opens(), !offer.is_datagram());
     let Some(backend) = backend_at(tables, service, owner) else {
         // Nobody owns the slot: no record leads anywhere else, because who takes new connections owns slots.
         return owner;
     };
-    let recorded = tables.affinity(service.id, *client, service.affinity, backend.id).unwrap_or(NO_BACKEND);
+    // Whoever quotes a client's packet is not that client.
+    let refreshed = if offer.is_quoted() { NO_BACKEND } else { backend.id };
+    let recorded = tables.affinity(service.id, *client, service.affinity, refreshed).unwrap_or(NO_BACKEND);
     if recorded == backend.id || owner != slot.owner {
         return owner;
     }
@@ -47,11 +49,17 @@ fn kept<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {
         if !is_free || is_tcp && has(tables, *client, *client_port, backend) {
             return owner;
         }
+        if offer.is_quoted() {
+            return kept;
+        }
         tables.affinity(service.id, *client, service.affinity, recorded);
         if is_tcp {
             tables.cache_owner(service.id, *client, *client_port, recorded, true);
         }
         return kept;
+    }
+    if offer.is_quoted() {
+        return owner;
     }
     let stays = is_free || has_it || slot.history == 0 && has(tables, *client, *client_port, backend);
     if stays {

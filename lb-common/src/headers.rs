@@ -228,7 +228,22 @@ const fn transport_minimum(protocol: u8, opaque: bool) -> usize {
 
 /// Follows extension headers from `next` at `start`: the transport protocol, bytes of extensions, and a defect.
 #[inline(always)]
-fn skip_extensions<F: Frame>(frame: &F, start: usize, mut next: u8) -> (u8, usize, Option<Reason>) {
+fn skip_extensions<F: Frame>(frame: &F, start: usize, next: u8) -> (u8, usize, Option<Reason>) {
+    follow_extensions::<false, F>(frame, start, next)
+}
+
+/// The same in a packet that an ICMP error quotes: behind the header of a first fragment its transport is looked for.
+#[inline(always)]
+pub fn skip_quoted_extensions<F: Frame>(frame: &F, start: usize, next: u8) -> (u8, usize, Option<Reason>) {
+    follow_extensions::<true, F>(frame, start, next)
+}
+
+#[inline(always)]
+fn follow_extensions<const QUOTED: bool, F: Frame>(
+    frame: &F,
+    start: usize,
+    mut next: u8,
+) -> (u8, usize, Option<Reason>) {
     let mut bytes = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
         let unit = match next {
@@ -242,7 +257,8 @@ fn skip_extensions<F: Frame>(frame: &F, start: usize, mut next: u8) -> (u8, usiz
         let units = header.get::<1, u8>() as usize;
         if next == extension::FRAGMENT {
             // An atomic fragment (RFC 6946) is a whole packet; anything else is a piece of one.
-            if header.get::<2, u16>() & 0xfff9u16.to_be() != 0 {
+            let piece = if QUOTED { 0xfff8 } else { 0xfff9u16 };
+            if header.get::<2, u16>() & piece.to_be() != 0 {
                 return (next, bytes, Some(Reason::Fragment));
             }
             bytes += 8;

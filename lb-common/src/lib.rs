@@ -17,6 +17,7 @@ pub mod answer;
 pub mod checksum;
 pub mod flow;
 pub mod headers;
+pub mod icmp;
 pub mod index;
 pub mod limiter;
 pub mod mark;

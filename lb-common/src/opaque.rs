@@ -133,19 +133,9 @@ pub fn begin<T: Tables>(tables: &T, offer: &Offer, owner: u16) {
     }
 }
 
-/// What is learned from a pod's segment: where its pod is known to be opaque, that the connection lives; else, of one with
-/// payload and without SYN or RST, whether the pod's sockets are seen.
+/// Learns from the segment of a pod that is known to be opaque that its connection lives.
 #[inline(always)]
-pub fn hear<T: Tables + ReturnTables>(tables: &T, segment: &Segment) {
-    if segment.opaque != 0 {
-        record(tables, segment);
-    } else {
-        watch(tables, segment);
-    }
-}
-
-#[inline(always)]
-fn record<T: Tables + ReturnTables>(tables: &T, segment: &Segment) {
+pub fn record<T: Tables + ReturnTables>(tables: &T, segment: &Segment) {
     let Segment { key, backend, .. } = segment;
     let vip = ServiceKey::new(segment.vip, segment.vip_port, key.protocol);
     let Some(service) = tables.service(&vip) else { return };
@@ -159,8 +149,9 @@ fn record<T: Tables + ReturnTables>(tables: &T, segment: &Segment) {
     }
 }
 
+/// Learns from the segment of another pod, which has payload and neither SYN nor RST, whether its sockets are seen.
 #[inline(always)]
-fn watch<T: ReturnTables>(tables: &T, segment: &Segment) {
+pub fn watch<T: ReturnTables>(tables: &T, segment: &Segment) {
     let Some(counts) = tables.counts(segment.endpoint) else { return };
     let now = tables.coarse_now();
     if counts.watch.is_due(now)

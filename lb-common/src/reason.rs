@@ -23,7 +23,7 @@ pub enum Reason {
     NotIp,
     /// To no VIP: passed.
     NotForUs,
-    /// To a VIP by a protocol other than TCP, UDP and ICMP echo: passed.
+    /// To a VIP, neither TCP, UDP, ICMP echo nor an ICMP error about TCP or UDP: passed.
     OtherProtocol,
     /// A fragment to a VIP: passed.
     Fragment,
@@ -67,12 +67,20 @@ pub enum Reason {
     NoSession,
     /// Counted beside the packet's own reason: its slot names a history that is not there.
     BrokenHistory,
-    /// For the slow path, which is not in its place: dropped.
+    /// For the slow path, which is not in its place: dropped; by the return programs passed.
     NoSlowPath,
+    /// An ICMP error to a VIP that quotes what the VIP cannot have sent: another's packet, or an ICMP error: dropped.
+    IcmpForeign,
+    /// An ICMP error to a VIP that quotes a later fragment, which has no ports: dropped.
+    IcmpNoPorts,
+    /// An ICMP error to a VIP about a packet of no service, or of one without a backend: dropped.
+    IcmpUnowned,
+    /// A reply longer than the way to its client takes, left to the stack as it came: it tells the pod.
+    ReplyTooBig,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 32;
+pub const REASONS: usize = 36;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -87,7 +95,11 @@ impl Reason {
         (Self::TooBig, "too_big", "Longer than the pod's MTU: ICMP Fragmentation Needed or Packet Too Big"),
         (Self::NotIp, "not_ip", "Neither IPv4 nor IPv6: passed"),
         (Self::NotForUs, "not_for_us", "To no VIP: passed"),
-        (Self::OtherProtocol, "other_protocol", "To a VIP by a protocol other than TCP, UDP and ICMP echo: passed"),
+        (
+            Self::OtherProtocol,
+            "other_protocol",
+            "To a VIP, neither TCP, UDP, ICMP echo nor an ICMP error about these: passed",
+        ),
         (Self::Fragment, "fragment", "A fragment to a VIP: passed"),
         (Self::Malformed, "malformed", "To a VIP, with a header that is cut short or contradicts itself: dropped"),
         (
@@ -138,6 +150,18 @@ impl Reason {
         (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
         (Self::BrokenHistory, "broken_history", "Beside the packet's own reason: its slot's history is not there"),
         (Self::NoSlowPath, "no_slow_path", "For the slow path, whose program is not in its place: dropped"),
+        (
+            Self::IcmpForeign,
+            "icmp_foreign",
+            "An ICMP error to a VIP that quotes what the VIP cannot have sent: dropped",
+        ),
+        (Self::IcmpNoPorts, "icmp_no_ports", "An ICMP error to a VIP that quotes a later fragment: dropped"),
+        (Self::IcmpUnowned, "icmp_unowned", "An ICMP error to a VIP about a packet of no service: dropped"),
+        (
+            Self::ReplyTooBig,
+            "reply_too_big",
+            "A reply longer than its way takes, left to the stack, which tells the pod",
+        ),
     ];
 
     /// Key in the map `reasons`.
@@ -166,6 +190,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::NoSlowPath.index() as usize + 1, REASONS);
+        assert_eq!(Reason::ReplyTooBig.index() as usize + 1, REASONS);
     }
 }

@@ -26,7 +26,7 @@ pub trait ReturnTables: Sessions {
     fn counts(&self, endpoint: u32) -> Option<&BypassCount>;
     /// Time of records.
     fn coarse_now(&self) -> u32;
-    /// [`opaque::hear`](crate::opaque::hear), apart from the rest.
+    /// [`opaque::record`](crate::opaque::record) or [`opaque::watch`](crate::opaque::watch), apart from the rest.
     fn hear(&self, segment: &Segment);
 }
 
@@ -64,6 +64,8 @@ pub enum Reply {
         /// The id of the backend that the reply is counted under.
         backend: u32,
     },
+    /// An ICMP message, for [`to_client`](crate::icmp::to_client) to decide about.
+    Message,
     /// The answer to the agent's self-test, which is counted under the backend and goes no further.
     Answer {
         /// The backend's id.
@@ -77,23 +79,10 @@ const UNRECORDED: u64 = u64::MAX;
 /// Decides about a packet that leaves a pod.
 #[inline(always)]
 pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
-    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
-        return Reply::Pass(Reason::NotAReply);
+    let (headers, source_port, destination_port, flags) = match transport(frame) {
+        Ok(transport) => transport,
+        Err(reply) => return reply,
     };
-    let key = ServiceKey::new(headers.source, source_port, headers.protocol);
-    let Some(endpoint) = tables.endpoint(&key) else {
-        return from_owner(tables, &headers, key, flags, place);
-    };
-    // The agent's question is asked through the rung, and answered wherever that rung's replies come by.
-    if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink) {
-        return Reply::Pass(Reason::NotAReply);
-    }
-    if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
-        return Reply::Answer { backend: endpoint.backend };
-    }
-    if endpoint.flags & endpoint_flags::LEARNING != 0 {
-        return Reply::Pass(Reason::NotAReply);
-    }
     let key = BypassKey {
         client: headers.destination,
         pod: headers.source,
@@ -103,68 +92,145 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         pad: 0,
         pad2: 0,
     };
+    let opens = headers.protocol == protocol::TCP && session::opens(flags);
+    match through(tables, &key, opens, place) {
+        // The stack tells the pod.
+        Through::Service { .. } if place == Place::Pod && headers.hops <= 1 => Reply::Pass(Reason::TtlExceeded),
+        Through::Service { backend, vip, port, heard } => {
+            let Heard { endpoint, netns_id, is_opaque, is_due } = heard;
+            if is_due
+                && headers.protocol == protocol::TCP
+                && let Some(payload) = has_payload(frame, &headers)
+                && (is_opaque || payload && flags & (flag::SYN | flag::RST) == 0)
+            {
+                tables.hear(&Segment {
+                    key,
+                    vip,
+                    vip_port: port,
+                    flags,
+                    payload: payload as u8,
+                    endpoint,
+                    backend,
+                    netns_id,
+                    opaque: is_opaque as u32,
+                    pad: 0,
+                });
+            }
+            Reply::Rewrite { headers, vip, port, backend }
+        }
+        Through::Nobody => {
+            from_owner(tables, &headers, ServiceKey::new(key.pod, key.pod_port, key.protocol), flags, place)
+        }
+        Through::Passed(reason) => Reply::Pass(reason),
+        Through::Dropped(reason) => Reply::Drop(reason),
+        Through::SelfTest { backend } => Reply::Answer { backend },
+    }
+}
+
+/// Which way the packets came that a pod answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Through {
+    /// Through this service.
+    Service {
+        /// The id of the backend there.
+        backend: u32,
+        /// The VIP.
+        vip: Address,
+        /// Its port, host order.
+        port: u16,
+        /// The endpoint.
+        heard: Heard,
+    },
+    /// The packet is of no endpoint.
+    Nobody,
+    /// Another way, or nobody knows: the pod's packet is left as it is.
+    Passed(Reason),
+    /// The pod's packet is not forwarded.
+    Dropped(Reason),
+    /// From the agent, who asks this backend.
+    SelfTest {
+        /// The backend's id.
+        backend: u32,
+    },
+}
+
+/// What is to be learned from a segment of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard {
+    /// The endpoint's id.
+    pub endpoint: u32,
+    /// The pod's network namespace.
+    pub netns_id: u32,
+    /// Whether the endpoint is known to be opaque.
+    pub is_opaque: bool,
+    /// Whether the segment may be looked at.
+    pub is_due: bool,
+}
+
+/// Which way a client reached a pod; `opens` where the pod opens the connection itself.
+#[inline(always)]
+pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place: Place) -> Through {
+    let Some(endpoint) = tables.endpoint(&ServiceKey::new(key.pod, key.pod_port, key.protocol)) else {
+        return Through::Nobody;
+    };
+    // The agent's question is asked through the rung, and answered wherever that rung's replies come by.
+    if (endpoint.flags & endpoint_flags::STACK != 0) != (place == Place::Uplink) {
+        return Through::Passed(Reason::NotAReply);
+    }
+    if endpoint.flags & endpoint_flags::SELF_TEST != 0 {
+        return Through::SelfTest { backend: endpoint.backend };
+    }
+    if endpoint.flags & endpoint_flags::LEARNING != 0 {
+        return Through::Passed(Reason::NotAReply);
+    }
     // A pod that opens a connection from its service's port does so on its own account.
-    if headers.protocol == protocol::TCP && session::opens(flags) {
-        return match tables.record_bypass(&key, endpoint.id, NO_BACKEND) {
-            true => Reply::Pass(Reason::Bypassed),
-            false => Reply::Drop(Reason::BypassesFull),
+    if opens {
+        return match tables.record_bypass(key, endpoint.id, NO_BACKEND) {
+            true => Through::Passed(Reason::Bypassed),
+            false => Through::Dropped(Reason::BypassesFull),
         };
     }
     // An integer, because the verifier refuses to see the value of an empty option moved.
     let mut recorded = UNRECORDED;
     if endpoint.flags & endpoint_flags::RECORDED != 0 {
-        recorded = tables.flow(endpoint.id, headers.destination, destination_port).map_or(UNRECORDED, u64::from);
+        recorded = tables.flow(endpoint.id, key.client, key.client_port).map_or(UNRECORDED, u64::from);
         // Only a static service beside it may answer for what no record names.
         if recorded == UNRECORDED && endpoint.flags & endpoint_flags::STATIC == 0 {
-            return Reply::Pass(Reason::Unrecorded);
+            return Through::Passed(Reason::Unrecorded);
         }
     } else if endpoint.flags & endpoint_flags::STATIC == 0 {
-        return Reply::Pass(Reason::NotAReply);
+        return Through::Passed(Reason::NotAReply);
     }
     let counts = tables.counts(endpoint.id);
     if recorded == UNRECORDED && counts.is_some_and(|counts| counts.count.load() != 0) {
-        recorded = tables.bypass(&key).map_or(UNRECORDED, |bypass| bypass.backend as u64);
+        recorded = tables.bypass(key).map_or(UNRECORDED, |bypass| bypass.backend as u64);
     }
-    let is_opaque = headers.protocol == protocol::TCP && endpoint.flags & endpoint_flags::OPAQUE != 0;
+    let is_opaque = key.protocol == protocol::TCP && endpoint.flags & endpoint_flags::OPAQUE != 0;
     if is_opaque && recorded != UNRECORDED {
         // No socket tells that the connection lives.
-        tables.refresh_bypass(&key);
+        tables.refresh_bypass(key);
     }
     let (backend, vip, port) = if recorded == UNRECORDED {
         (endpoint.backend, endpoint.vip, endpoint.vip_port)
     } else if recorded == NO_BACKEND as u64 {
-        return Reply::Pass(Reason::Bypassed);
+        return Through::Passed(Reason::Bypassed);
     } else {
         match tables.backend_vip(recorded as u32) {
             Some(address) if address.port != 0 => (recorded as u32, address.address, address.port),
-            _ => return Reply::Drop(Reason::RecordWithoutService),
+            _ => return Through::Dropped(Reason::RecordWithoutService),
         }
     };
     // A service that answers anybody must not be made to talk to itself.
-    if tables.may_be_vip(headers.destination) && tables.is_vip(headers.destination) {
-        return Reply::Drop(Reason::ReplyToVip);
+    if tables.may_be_vip(key.client) && tables.is_vip(key.client) {
+        return Through::Dropped(Reason::ReplyToVip);
     }
-    if place == Place::Pod && headers.hops <= 1 {
-        // The stack tells the pod.
-        return Reply::Pass(Reason::TtlExceeded);
+    let is_due = is_opaque || counts.is_some_and(|counts| counts.watch.is_due(tables.coarse_now()));
+    Through::Service {
+        backend,
+        vip,
+        port,
+        heard: Heard { endpoint: endpoint.id, netns_id: endpoint.netns_id, is_opaque, is_due },
     }
-    let is_due = || counts.is_some_and(|counts| counts.watch.is_due(tables.coarse_now()));
-    if headers.protocol == protocol::TCP && (is_opaque || is_due()) {
-        let segment = Segment {
-            key,
-            vip,
-            vip_port: port,
-            flags,
-            payload: 0,
-            endpoint: endpoint.id,
-            backend,
-            netns_id: endpoint.netns_id,
-            opaque: is_opaque as u32,
-            pad: 0,
-        };
-        hear(frame, tables, &headers, &segment);
-    }
-    Reply::Rewrite { headers, vip, port, backend }
 }
 
 /// Decides about a packet whose source is no pod's: of a pod that owns a VIP, which is known by its interface. Another pod
@@ -190,16 +256,11 @@ fn from_owner<T: ReturnTables>(tables: &T, headers: &Headers, key: ServiceKey, f
     Reply::Leave { headers: *headers, backend: endpoint.backend }
 }
 
-/// Learns what a reply says of its connection, or of its pod.
+/// Whether a TCP segment has payload.
 #[inline(always)]
-fn hear<F: Frame, T: ReturnTables>(frame: &F, tables: &T, headers: &Headers, segment: &Segment) {
-    let Some(tcp) = frame.at::<TCP>(headers.l4) else { return };
-    let header = (tcp.get::<12, u8>() >> 4) as usize * 4;
-    let payload = headers.l4_length() > header;
-    // Until a segment with payload comes, each is looked at: no more than that.
-    if segment.opaque != 0 || payload && segment.flags & (flag::SYN | flag::RST) == 0 {
-        tables.hear(&Segment { payload: payload as u8, ..*segment });
-    }
+fn has_payload<F: Frame>(frame: &F, headers: &Headers) -> Option<bool> {
+    let header = (frame.at::<TCP>(headers.l4)?.get::<12, u8>() >> 4) as usize * 4;
+    Some(headers.l4_length() > header)
 }
 
 /// What becomes of a packet towards a pod that Sluice did not deliver.
@@ -215,7 +276,7 @@ pub enum Observed {
 /// delivers comes by; at the uplink, what is addressed to endpoints that the stack delivers to.
 #[inline(always)]
 pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Observed {
-    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
+    let Ok((headers, source_port, destination_port, flags)) = transport(frame) else {
         return Observed::Pass(Reason::NotForUs);
     };
     if headers.protocol != protocol::TCP {
@@ -247,18 +308,21 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
     }
 }
 
-/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet.
+/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet; what becomes of any other.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F) -> Option<(Headers, u16, u16, u8)> {
-    let headers = headers::parse(frame)?;
+fn transport<F: Frame>(frame: &F) -> Result<(Headers, u16, u16, u8), Reply> {
+    const OTHER: Reply = Reply::Pass(Reason::NotAReply);
+    let headers = headers::parse(frame).ok_or(OTHER)?;
     if headers.defect.is_some() {
-        return None;
+        return Err(OTHER);
     }
     let flags = match headers.protocol {
-        protocol::TCP => frame.at::<TCP>(headers.l4)?.get::<13, u8>(),
+        protocol::TCP => frame.at::<TCP>(headers.l4).ok_or(OTHER)?.get::<13, u8>(),
         protocol::UDP => 0,
-        _ => return None,
+        protocol::ICMP if headers.is_v4 => return Err(Reply::Message),
+        protocol::ICMPV6 if !headers.is_v4 => return Err(Reply::Message),
+        _ => return Err(OTHER),
     };
-    let ports = frame.at::<UDP>(headers.l4)?;
-    Some((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
+    let ports = frame.at::<UDP>(headers.l4).ok_or(OTHER)?;
+    Ok((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
 }

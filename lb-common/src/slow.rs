@@ -3,7 +3,7 @@
 
 use crate::{
     abi::protocol,
-    answer, headers,
+    headers, icmp,
     packet::Frame,
     reason::Reason,
     steer::{Tables, Verdict},
@@ -19,7 +19,7 @@ pub fn slow<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
         return Verdict::Pass(defect);
     }
     match headers.protocol {
-        protocol::ICMP | protocol::ICMPV6 => answer::echo(frame, tables, &headers),
+        protocol::ICMP | protocol::ICMPV6 => icmp::to_vip(frame, tables, &headers),
         _ => Verdict::Pass(Reason::OtherProtocol),
     }
 }

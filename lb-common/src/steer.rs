@@ -76,12 +76,32 @@ pub struct Offer {
     pub client_port: u16,
     /// Of a TCP segment; none of a datagram.
     pub flags: u8,
-    /// 1 where it is of UDP.
-    pub datagram: u8,
+    /// [`offer_kind`].
+    pub kind: u8,
 }
 const _: () = assert!(size_of::<Offer>() == 56);
 
+/// Bits of [`Offer::kind`].
+pub mod offer_kind {
+    /// Of UDP.
+    pub const DATAGRAM: u8 = 1 << 0;
+    /// An ICMP error quotes it: nothing is remembered, because anybody can send one.
+    pub const QUOTED: u8 = 1 << 1;
+}
+
 impl Offer {
+    /// Whether it is of UDP.
+    #[inline(always)]
+    pub const fn is_datagram(&self) -> bool {
+        self.kind & offer_kind::DATAGRAM != 0
+    }
+
+    /// Whether an ICMP error quotes it.
+    #[inline(always)]
+    pub const fn is_quoted(&self) -> bool {
+        self.kind & offer_kind::QUOTED != 0
+    }
+
     /// Whether it opens a connection.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
@@ -234,19 +254,14 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
     let flags = tcp_flags(frame, headers);
     let opens = session::opens(flags);
-    let backend = match choose(tables, headers, &service, hash, source_port, flags) {
+    let backend = match choose(tables, headers, &service, hash, source_port, Kind::Packet { flags }) {
         Choice::Backend(backend) => backend,
         Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
     };
-    if backend.address.is_v4() != headers.is_v4 {
-        return Verdict::Drop(Reason::BrokenTable);
-    }
-    match backend.rung {
-        rung::REDIRECT | rung::PEER | rung::STACK | rung::DIRECT => {}
-        rung::NONE => return Verdict::Drop(Reason::BackendUnreachable),
-        // Before anything is recorded or counted for a packet that goes nowhere.
-        _ => return Verdict::Drop(Reason::BrokenTable),
+    // Before anything is recorded or counted for a packet that goes nowhere.
+    if let Some(reason) = unusable(backend, headers.is_v4) {
+        return Verdict::Drop(reason);
     }
     // A pod that owns the VIP is the packet's destination, and this node is no hop on the way there: it gets what is in
     // its last hop (RFC 1122, 3.2.1.7), and 255 as 255 (RFC 5082, 3).
@@ -295,22 +310,50 @@ const fn is_recorded_udp(headers: &Headers, service: &Service) -> bool {
     headers.protocol == protocol::UDP && service.flags & service_flags::RECORD != 0
 }
 
+/// Why a backend gets no packet of this family.
+#[inline(always)]
+pub fn unusable(backend: &Backend, is_v4: bool) -> Option<Reason> {
+    if backend.address.is_v4() != is_v4 {
+        return Some(Reason::BrokenTable);
+    }
+    match backend.rung {
+        rung::REDIRECT | rung::PEER | rung::STACK | rung::DIRECT => None,
+        rung::NONE => Some(Reason::BackendUnreachable),
+        _ => Some(Reason::BrokenTable),
+    }
+}
+
+/// How a packet speaks of its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// It is of it.
+    Packet {
+        /// Of a TCP segment; none of a datagram.
+        flags: u8,
+    },
+    /// An ICMP error quotes one that went the other way.
+    Quoted,
+}
+
 /// Where a packet of a service goes.
-enum Choice<'a> {
+pub enum Choice<'a> {
+    /// To this one.
     Backend(&'a Backend),
     /// No backend takes new connections, and none has this one.
     Nobody,
+    /// The tables contradict each other.
     Broken,
 }
 
+/// Who gets a packet of a service: the owner of its slot, or whom the offer finds.
 #[inline(always)]
-fn choose<'a, T: Tables>(
+pub fn choose<'a, T: Tables>(
     tables: &'a T,
     headers: &Headers,
     service: &Service,
     hash: u64,
     client_port: u16,
-    flags: u8,
+    kind: Kind,
 ) -> Choice<'a> {
     let by_address = service.flags & service_flags::AFFINITY != 0;
     let hash = if by_address { toggle_client_port(hash, client_port) } else { hash };
@@ -320,15 +363,12 @@ fn choose<'a, T: Tables>(
     let is_tcp = headers.protocol == protocol::TCP;
     let is_offered = is_tcp && (slot.history != 0 || service.flags & service_flags::OFFERED != 0);
     let owner = if is_offered || by_address {
-        let offered = Offer {
-            client: headers.source,
-            service: *service,
-            hash,
-            slot,
-            client_port,
-            flags,
-            datagram: !is_tcp as u8,
+        let (flags, quoted) = match kind {
+            Kind::Packet { flags } => (flags, 0),
+            Kind::Quoted => (0, offer_kind::QUOTED),
         };
+        let kind = quoted | if is_tcp { 0 } else { offer_kind::DATAGRAM };
+        let offered = Offer { client: headers.source, service: *service, hash, slot, client_port, flags, kind };
         let found = if is_offered { tables.offer(&offered) } else { slot.owner as u32 };
         if by_address { tables.keep(&offered, found) } else { found as u16 }
     } else {
@@ -391,6 +431,7 @@ fn ask<T: Tables>(tables: &T, offer: &Offer) -> u32 {
         return earlier;
     }
     if let Some(backend) = current
+        && !offer.is_quoted()
         && (opens || has(tables, *client, *client_port, backend))
     {
         tables.cache_owner(service.id, *client, *client_port, backend.id, opens);
@@ -510,7 +551,9 @@ fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) 
         if backend.rung == rung::NONE {
             nobody = owner as u32;
         } else if has(tables, *client, *client_port, backend) {
-            tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());
+            if !offer.is_quoted() {
+                tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());
+            }
             return owner as u32 | HAS_IT;
         }
     }
@@ -580,9 +623,9 @@ fn into_pod<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Ve
 
 /// By the backend's rung. Pods know no VLAN of the uplink, the node's own stack does.
 #[inline(always)]
-fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
+pub fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
     match backend.rung {
-        rung::REDIRECT => into_pod(frame, headers, backend),
+        rung::REDIRECT | rung::DIRECT => into_pod(frame, headers, backend),
         rung::PEER => {
             if headers.tag_bytes() != 0 {
                 let Some(ethernet) = frame.at::<ETHERNET>(0) else { return Verdict::Drop(Reason::NoRoom) };

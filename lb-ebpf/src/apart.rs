@@ -3,17 +3,18 @@
 //! Each is a global function, so that the verifier walks it once and not once for each way through the headers that
 //! leads to it, and so that it takes no registers from the rest. A call costs some 10 ns.
 
-use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_md};
 use lb_common::{
     abi::NO_OWNER,
     address::Address,
     affinity,
+    icmp::Client,
     opaque::{self, Segment},
     session::{self, Claim, Claimed},
     steer::{self, Offer},
 };
 
-use crate::maps::Maps;
+use crate::{egress, frame::SkbFrame, maps::Maps};
 
 /// See [`lb_common::steer::offer`].
 #[unsafe(no_mangle)]
@@ -48,13 +49,25 @@ pub extern "C" fn sluice_claim(context: *mut xdp_md, claimed: *const Claimed) ->
     }
 }
 
-/// See [`lb_common::opaque::hear`].
+/// See [`lb_common::opaque::record`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_hear(context: *mut __sk_buff, segment: *const Segment) -> u32 {
+pub extern "C" fn sluice_record(segment: *const Segment) -> u32 {
+    // No socket is asked for, so no context is needed.
     // SAFETY: null, or a segment that lives across the call.
+    if let (Some(maps), Some(segment)) = (Maps::get(core::ptr::null_mut()), unsafe { segment.as_ref() }) {
+        opaque::record(&maps, segment);
+    }
+    0
+}
+
+/// See [`lb_common::opaque::watch`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_watch(context: *mut __sk_buff, segment: *const Segment) -> u32 {
+    // SAFETY: as above.
     if let (Some(maps), Some(segment)) = (Maps::get(context.cast()), unsafe { segment.as_ref() }) {
-        opaque::hear(&maps, segment);
+        opaque::watch(&maps, segment);
     }
     0
 }
@@ -68,5 +81,27 @@ pub extern "C" fn sluice_is_vip(address: *const Address) -> u32 {
     match (Maps::get(core::ptr::null_mut()), unsafe { address.as_ref() }) {
         (Some(maps), Some(address)) => steer::is_vip(&maps, *address) as u32,
         _ => 0,
+    }
+}
+
+/// See [`egress::way_mtu`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_way_mtu(skb: *mut __sk_buff, way: *const Client) -> u32 {
+    // SAFETY: null, or a way that lives across the call.
+    match unsafe { way.as_ref() } {
+        Some(way) => egress::way_mtu(skb, way),
+        None => u32::MAX,
+    }
+}
+
+/// See [`egress::ask`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_ask(skb: *mut __sk_buff, way: *const Client) -> u32 {
+    // SAFETY: null, or a way that lives across the call.
+    match (Maps::get(skb.cast()), unsafe { way.as_ref() }) {
+        (Some(maps), Some(way)) => egress::ask(&SkbFrame { skb }, maps.settings, way) as u32,
+        _ => TC_ACT_SHOT as u32,
     }
 }

@@ -1,7 +1,11 @@
 //! How a reply gets its new source, and how it leaves.
 
+use core::ptr::addr_of;
+
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup},
+    bindings::{
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup,
+    },
     helpers::generated::{
         bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
     },
@@ -10,12 +14,14 @@ use lb_common::{
     abi::{Route, Settings, protocol},
     address::Address,
     checksum,
-    headers::{ETHERNET, Headers, IPV4, IPV6, v4, v6},
+    headers::{ETHERNET, Headers, IPV4, IPV6, TCP, UDP, v4, v6},
+    icmp::Client,
     packet::{Frame, View},
     summed as sums,
 };
 
 use crate::{
+    apart,
     frame::SkbFrame,
     maps::{ROUTE_ENTRIES, ROUTES, jiffies, uplink},
     summed,
@@ -118,27 +124,95 @@ fn ask_checksum(frame: &SkbFrame, headers: &Headers, change: &Change, (old_port,
         || unsafe { bpf_l4_csum_replace(frame.skb, field, old_port as u64, new_port as u64, zero | 2) } == 0
 }
 
+/// Whether a reply fits into what its way takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// It does.
+    Whole,
+    /// It does not, and may be sent in fragments, which the node's stack makes.
+    InPieces,
+    /// It does not, and the pod wants to be told (DF, or IPv6).
+    TooBig,
+}
+
+/// IP packets of this length are not looked at: no link that IPv6 runs over takes less (RFC 8200, 5).
+const FITS_EVERYWHERE: usize = 1280;
+
+/// Compares a reply with its way's MTU, which neither `bpf_redirect` nor `bpf_redirect_neigh` does: what is too long is lost in
+/// the device. Of a packet that is to be segmented, the segments count.
+#[inline(always)]
+pub fn fit(frame: &SkbFrame, settings: &Settings, headers: &Headers, way: &Client) -> Fit {
+    if headers.length <= FITS_EVERYWHERE {
+        return Fit::Whole;
+    }
+    let length = segment_length(frame, headers);
+    let Some((route, now)) = remembered(headers.destination) else { return Fit::Whole };
+    let fresh = is_fresh(route, settings, headers.destination, now);
+    let mtu = if fresh { route.mtu } else { apart::sluice_way_mtu(frame.skb, way) };
+    if length <= mtu as usize {
+        return Fit::Whole;
+    }
+    let may_fragment = headers.is_v4
+        && frame.at::<IPV4>(headers.l3).is_some_and(|ip| ip.get::<{ v4::FRAGMENT }, u16>() & 0x4000u16.to_be() == 0);
+    if may_fragment { Fit::InPieces } else { Fit::TooBig }
+}
+
+/// Bytes of the IP packet, or of each that it will be segmented into.
+#[inline(always)]
+fn segment_length(frame: &SkbFrame, headers: &Headers) -> usize {
+    // SAFETY: the kernel's context is valid for the whole program.
+    let payload = unsafe { addr_of!((*frame.skb).gso_size).read_volatile() } as usize;
+    if payload == 0 {
+        return headers.length;
+    }
+    let transport = match headers.protocol {
+        protocol::TCP => frame.at::<TCP>(headers.l4).map_or(TCP, |tcp| (tcp.get::<12, u8>() >> 4) as usize * 4),
+        _ => UDP,
+    };
+    headers.l4 - headers.l3 + transport + payload
+}
+
+/// What the kernel's routes take on a way; anything where they say nothing of it.
+#[inline(always)]
+pub fn way_mtu(skb: *mut __sk_buff, way: &Client) -> u32 {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let answer = ask_routes(skb, &mut query, way);
+    // SAFETY: every member of the union is an integer of two bytes.
+    let mtu = unsafe { query.__bindgen_anon_1.mtu_result } as u32;
+    if answer == FIB_SUCCESS && mtu > 1 { mtu } else { u32::MAX }
+}
+
+/// This CPU's memory for a client, and the time.
+#[inline(always)]
+fn remembered(client: Address) -> Option<(&'static mut Route, u64)> {
+    let words = client.words();
+    let mixed = (words[0] ^ words[1].rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let route = ROUTES.get_ptr_mut((mixed >> 54) as u32 & (ROUTE_ENTRIES as u32 - 1))?;
+    // SAFETY: this CPU's own element, and programs of one CPU don't interrupt each other.
+    Some((unsafe { &mut *route }, jiffies()))
+}
+
+#[inline(always)]
+fn is_fresh(route: &Route, settings: &Settings, client: Address, now: u64) -> bool {
+    let fresh = now.wrapping_sub(route.since) < settings.route_lifetime && route.epoch == settings.route_epoch;
+    fresh && route.client == client
+}
+
 /// Sends a reply to its client by the uplink, past netfilter; or, where the client is on this node, into the uplink
 /// as if it had come from outside. Returns the tc action.
 #[inline(always)]
-pub fn leave(frame: &SkbFrame, settings: &Settings, headers: &Headers, vip: Address) -> i32 {
-    let now = jiffies();
-    let words = headers.destination.words();
-    let mixed = (words[0] ^ words[1].rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let Some(route) = ROUTES.get_ptr_mut((mixed >> 54) as u32 & (ROUTE_ENTRIES as u32 - 1)) else {
-        return TC_ACT_SHOT;
-    };
-    // SAFETY: this CPU's own element, and programs of one CPU don't interrupt each other.
-    let route = unsafe { &mut *route };
-    let fresh = now.wrapping_sub(route.since) < settings.route_lifetime && route.epoch == settings.route_epoch;
-    if fresh && route.client == headers.destination {
+pub fn leave(frame: &SkbFrame, settings: &Settings, way: &Client) -> i32 {
+    let Some((route, now)) = remembered(way.client) else { return TC_ACT_SHOT };
+    if is_fresh(route, settings, way.client, now) {
         if !put_macs(frame, route) {
             return TC_ACT_SHOT;
         }
         // SAFETY: touches only the redirect record of this CPU.
         return unsafe { bpf_redirect(route.ifindex, route.flags as u64) as i32 };
     }
-    ask(frame, settings, headers, vip, route, now)
+    // Once a second for each client.
+    apart::sluice_ask(frame.skb, way) as i32
 }
 
 #[inline(always)]
@@ -154,36 +228,26 @@ fn put_macs(frame: &SkbFrame, route: &Route) -> bool {
 /// Asks the kernel's routes for a client, and remembers the answer. The packet that asks leaves through the kernel's
 /// neighbour entry, which so stays confirmed however many others go past it.
 #[inline(always)]
-fn ask(frame: &SkbFrame, settings: &Settings, headers: &Headers, vip: Address, route: &mut Route, now: u64) -> i32 {
+pub fn ask(frame: &SkbFrame, settings: &Settings, way: &Client) -> i32 {
+    let client = way.client;
+    let Some((route, now)) = remembered(client) else { return TC_ACT_SHOT };
     // SAFETY: plain integers, for which zero is a value.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    // SAFETY: the kernel's context is valid for the whole program.
-    query.ifindex = unsafe { (*frame.skb).ifindex };
-    if headers.is_v4 {
-        query.family = AF_INET;
-        query.__bindgen_anon_3.ipv4_src = vip.v4_word();
-        query.__bindgen_anon_4.ipv4_dst = headers.destination.v4_word();
-    } else {
-        query.family = AF_INET6;
-        query.__bindgen_anon_3.ipv6_src = to_u32(vip);
-        query.__bindgen_anon_4.ipv6_dst = to_u32(headers.destination);
-    }
-    let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the structure lives across the call.
-    let answer = unsafe { fib_lookup(frame.skb.cast(), &raw mut query, size, 0) };
+    let answer = ask_routes(frame.skb, &mut query, way);
     let out = query.ifindex;
     let found = answer == FIB_SUCCESS || answer == FIB_NO_NEIGHBOUR;
     if found && uplink(out).is_some() {
         if answer == FIB_SUCCESS {
             *route = Route {
-                client: headers.destination,
+                client,
                 since: now,
                 epoch: settings.route_epoch,
                 ifindex: out,
                 flags: 0,
                 destination_mac: query.dmac,
                 source_mac: query.smac,
-                pad: 0,
+                // SAFETY: every member of the union is an integer of two bytes.
+                mtu: unsafe { query.__bindgen_anon_1.mtu_result } as u32,
             };
         }
         // SAFETY: touches only the redirect record of this CPU.
@@ -195,14 +259,15 @@ fn ask(frame: &SkbFrame, settings: &Settings, headers: &Headers, vip: Address, r
     }
     let Some(inside) = uplink(settings.uplink) else { return TC_ACT_UNSPEC };
     *route = Route {
-        client: headers.destination,
+        client,
         since: now,
         epoch: settings.route_epoch,
         ifindex: settings.uplink,
         flags: BPF_F_INGRESS,
         destination_mac: inside.mac,
         source_mac: inside.mac,
-        pad: 0,
+        // Nothing leaves the node.
+        mtu: u32::MAX,
     };
     if !put_macs(frame, route) {
         return TC_ACT_SHOT;
@@ -211,8 +276,34 @@ fn ask(frame: &SkbFrame, settings: &Settings, headers: &Headers, vip: Address, r
     unsafe { bpf_redirect(settings.uplink, BPF_F_INGRESS as u64) as i32 }
 }
 
+/// Asks the kernel's routes for a reply's way, with the least length, because then they say what the route takes. The
+/// structure is the caller's and all zero: a copy would take as much stack again.
 #[inline(always)]
-fn to_u32(address: Address) -> [u32; 4] {
+fn ask_routes(skb: *mut __sk_buff, query: &mut bpf_fib_lookup, way: &Client) -> i64 {
+    // SAFETY: the kernel's context is valid for the whole program.
+    query.ifindex = unsafe { (*skb).ifindex };
+    query.__bindgen_anon_1.tot_len = 1;
+    if way.client.is_v4() {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = way.vip.v4_word();
+        query.__bindgen_anon_4.ipv4_dst = way.client.v4_word();
+    } else {
+        query.family = AF_INET6;
+        put_words(&raw mut query.__bindgen_anon_3, way.vip);
+        put_words(&raw mut query.__bindgen_anon_4, way.client);
+    }
+    // SAFETY: the structure lives across the call.
+    unsafe { fib_lookup(skb.cast(), query, size_of::<bpf_fib_lookup>() as i32, 0) }
+}
+
+/// Writes an IPv6 address where four bytes are the alignment: the compiler would join pairs of them, and the verifier takes
+/// no such access to the stack.
+#[inline(always)]
+fn put_words<T>(place: *mut T, address: Address) {
+    const { assert!(size_of::<T>() == size_of::<Address>() && align_of::<T>() == align_of::<u32>()) };
     let [a, b] = address.words();
-    [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
+    for (at, word) in [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32].into_iter().enumerate() {
+        // SAFETY: within the place, which the assertion says is as large as an address.
+        unsafe { place.cast::<u32>().add(at).write_volatile(word) };
+    }
 }

@@ -19,6 +19,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::ETHERNET,
+    icmp::{self, Client, Told},
     mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
@@ -26,6 +27,7 @@ use lb_common::{
 };
 
 use crate::{
+    egress::Fit,
     frame::{SkbFrame, UplinkFrame},
     maps::{Maps, count_reason, count_replied},
 };
@@ -51,7 +53,7 @@ pub fn sluice_xdp_slow(context: XdpContext) -> u32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_return(context: TcContext) -> i32 {
-    rewrite_reply(context.skb.skb, Place::Pod)
+    rewrite_reply(&context, Place::Pod)
 }
 
 /// Pod's host-side interface, tc egress: records the connections that the stack delivers.
@@ -86,7 +88,14 @@ pub fn sluice_uplink_in(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_uplink_out(context: TcContext) -> i32 {
-    rewrite_reply(context.skb.skb, Place::Uplink)
+    rewrite_reply(&context, Place::Uplink)
+}
+
+/// Called by `sluice_return` and `sluice_uplink_out` through `return_programs`: decides about ICMP messages.
+#[classifier]
+#[inline(always)]
+pub fn sluice_return_slow(context: TcContext) -> i32 {
+    tell(context.skb.skb)
 }
 
 /// Attached nowhere: brings a frame of the self-test in by `BPF_PROG_TEST_RUN` where XDP is generic, so that it meets
@@ -125,7 +134,8 @@ fn begins_with(frame: &SkbFrame, header: &[u8; ETHERNET]) -> bool {
 }
 
 #[inline(always)]
-fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
+fn rewrite_reply(context: &TcContext, place: Place) -> i32 {
+    let skb = context.skb.skb;
     let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
     let frame = SkbFrame::new(skb);
     let bytes = frame.length() as u64;
@@ -136,19 +146,51 @@ fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
             count_replied(backend, bytes);
             (TC_ACT_SHOT, Reason::SelfTest)
         }
-        Reply::Rewrite { headers, vip, port, backend } => {
-            if egress::rewrite_source(&frame, &headers, vip, port, place == Place::Pod) {
-                count_replied(backend, bytes);
-                return match place {
-                    Place::Uplink => TC_ACT_UNSPEC,
-                    Place::Pod => egress::leave(&frame, maps.settings, &headers, vip),
-                };
-            }
-            (TC_ACT_SHOT, Reason::NoRoom)
-        }
         Reply::Leave { headers, backend } => {
+            let way = Client { client: headers.destination, vip: headers.source, backend, pad: 0 };
             count_replied(backend, bytes);
-            return egress::leave(&frame, maps.settings, &headers, headers.source);
+            return egress::leave(&frame, maps.settings, &way);
+        }
+        Reply::Message => {
+            // Comes back only where the program is not there.
+            maps::call_return_slow(context, place);
+            (TC_ACT_UNSPEC, Reason::NoSlowPath)
+        }
+        Reply::Rewrite { headers, vip, port, backend } => {
+            let way = Client { client: headers.destination, vip, backend, pad: 0 };
+            let fit = if place == Place::Pod { egress::fit(&frame, maps.settings, &headers, &way) } else { Fit::Whole };
+            if fit == Fit::TooBig {
+                (TC_ACT_UNSPEC, Reason::ReplyTooBig)
+            } else if egress::rewrite_source(&frame, &headers, vip, port, place == Place::Pod) {
+                count_replied(backend, bytes);
+                return match fit {
+                    Fit::Whole if place == Place::Pod => egress::leave(&frame, maps.settings, &way),
+                    _ => TC_ACT_UNSPEC,
+                };
+            } else {
+                (TC_ACT_SHOT, Reason::NoRoom)
+            }
+        }
+    };
+    count_reason(reason.index(), bytes);
+    action
+}
+
+/// Rewrites an ICMP error for the client whose packet it quotes, and sends it as a reply.
+#[inline(always)]
+fn tell(skb: *mut __sk_buff) -> i32 {
+    let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
+    let frame = SkbFrame::new(skb);
+    let (place, bytes) = (maps::place_named(skb), frame.length() as u64);
+    let (action, reason) = match icmp::to_client(&frame, &maps, place) {
+        Told::Pass(reason) => (TC_ACT_UNSPEC, reason),
+        Told::Drop(reason) => (TC_ACT_SHOT, reason),
+        Told::Client(client) => {
+            count_replied(client.backend, bytes);
+            return match place {
+                Place::Uplink => TC_ACT_UNSPEC,
+                Place::Pod => egress::leave(&frame, maps.settings, &client),
+            };
         }
     };
     count_reason(reason.index(), bytes);

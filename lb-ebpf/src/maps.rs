@@ -12,13 +12,13 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::btf_map,
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     abi::{
         Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
         SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, program,
-        service_flags,
+        return_program, service_flags,
     },
     address::Address,
     flow::{self, Key, State},
@@ -26,7 +26,7 @@ use lb_common::{
     limiter::{self, Class},
     opaque::Segment,
     reason::{REASONS, Reason},
-    reply::ReturnTables,
+    reply::{Place, ReturnTables},
     session::{Claim, Claimed, Sessions, Socket},
     steer::{Offer, Tables},
 };
@@ -110,6 +110,10 @@ static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 #[btf_map(name = "programs")]
 static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new();
 
+/// What `sluice_return` and `sluice_uplink_out` go on in. Written by the agent before anything is attached. 4.20.
+#[btf_map(name = "return_programs")]
+static RETURN_PROGRAMS: ProgramArray<{ return_program::COUNT as usize }> = ProgramArray::new();
+
 /// The kernel's clock at its cheapest: the JIT inlines it.
 #[inline(always)]
 pub fn jiffies() -> u64 {
@@ -139,6 +143,22 @@ pub fn redirect(tx_port: u32) -> bool {
 pub fn call_slow(context: &XdpContext) {
     // SAFETY: nothing here has a destructor that would be left out.
     unsafe { PROGRAMS.tail_call(context, program::SLOW) };
+}
+
+/// Goes on in `sluice_return_slow`, which is told the place. Comes back where that is not in its place.
+#[inline(always)]
+pub fn call_return_slow(context: &TcContext, place: Place) {
+    // SAFETY: the kernel's context is valid for the whole program, and these bytes of it are the programs' own.
+    unsafe { (*context.skb.skb).cb[0] = (place == Place::Uplink) as u32 };
+    // SAFETY: nothing here has a destructor that would be left out.
+    unsafe { RETURN_PROGRAMS.tail_call(context, return_program::SLOW) };
+}
+
+/// The place that the caller of `sluice_return_slow` has named.
+#[inline(always)]
+pub fn place_named(skb: *mut __sk_buff) -> Place {
+    // SAFETY: as above.
+    if unsafe { (*skb).cb[0] } != 0 { Place::Uplink } else { Place::Pod }
 }
 
 /// The uplink with this interface index.
@@ -562,6 +582,10 @@ impl ReturnTables for Maps {
 
     #[inline(always)]
     fn hear(&self, segment: &Segment) {
-        crate::apart::sluice_hear(self.context.cast(), segment);
+        // Two functions, because each has fewer bytes of stack than both.
+        match segment.opaque {
+            0 => crate::apart::sluice_watch(self.context.cast(), segment),
+            _ => crate::apart::sluice_record(segment),
+        };
     }
 }

@@ -11,7 +11,7 @@ mod mutations;
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 8] = ["steer", "slow", "affinity", "opaque", "session", "answer", "headers", "checksum"];
+const FILES: [&str; 9] = ["steer", "slow", "affinity", "opaque", "session", "answer", "icmp", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
 const SHARED: [(&str, &str, &str, &str); 3] = [
     (

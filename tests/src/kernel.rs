@@ -14,7 +14,7 @@ use aya::{
 use lb_common::{
     abi::{
         Bucket, Bypass, BypassCount, BypassKey, Counter, Node, Route, SLOTS_PER_BLOCK, ServiceKey, Settings, SlotBlock,
-        Traffic, Uplink, program,
+        Traffic, Uplink, program, return_program,
     },
     address::Address,
     flow,
@@ -30,6 +30,8 @@ use crate::world::{Outcome, Snapshot, content::Content, records};
 const LOOPBACK: u32 = 1;
 /// Longest frame that a program may leave: the longest IP packet, tags, and what an answer adds.
 const LONGEST: usize = 70_000;
+/// What the remembered routes take.
+pub const ROUTE_MTU: u32 = 1400;
 
 /// The object that tests load, or why there is none. Where `SLUICE_REQUIRE_PRIVILEGES` is set, that fails the test.
 pub fn object() -> Option<PathBuf> {
@@ -115,10 +117,11 @@ impl Kernel {
             xdp.load().expect("the verifier accepts the XDP programs");
         }
         set_slow_path(&mut ebpf);
-        for name in ["sluice_return", "sluice_bypass"] {
+        for name in ["sluice_return", "sluice_return_slow", "sluice_uplink_out", "sluice_bypass"] {
             let tc: &mut SchedClassifier = ebpf.program_mut(name).expect("in the object").try_into().expect("tc");
             tc.load().expect("the verifier accepts the tc programs");
         }
+        set_slow_return(&mut ebpf);
         let flows = Shared::of(&ebpf, "flows", 1 << flows_log2);
         let bypass_counts = Shared::of(&ebpf, "endpoint_bypasses", content.endpoint_ids);
         let table_seed = content.settings.table_seed;
@@ -252,8 +255,8 @@ impl Kernel {
             let mixed = (words[0] ^ words[1].rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let (destination_mac, source_mac) = macs;
             let epoch = content.settings.route_epoch;
-            let route =
-                Route { client: *client, epoch, ifindex: LOOPBACK, destination_mac, source_mac, ..Route::default() };
+            let (ifindex, mtu) = (LOOPBACK, ROUTE_MTU);
+            let route = Route { client: *client, epoch, ifindex, mtu, destination_mac, source_mac, ..Route::default() };
             routes.set((mixed >> 54) as u32, every_cpu(route), 0).expect("within the map");
         }
     }
@@ -293,6 +296,13 @@ fn set_slow_path(ebpf: &mut Ebpf) {
     let slow = slow.fd().and_then(|fd| Ok(fd.try_clone()?)).expect("a descriptor of a loaded program");
     let mut programs: ProgramArray<_> = map_of(ebpf, "programs");
     programs.set(program::SLOW, &slow, 0).expect("within the map");
+}
+
+fn set_slow_return(ebpf: &mut Ebpf) {
+    let slow: &SchedClassifier = ebpf.program("sluice_return_slow").expect("loaded").try_into().expect("tc");
+    let slow = slow.fd().and_then(|fd| Ok(fd.try_clone()?)).expect("a descriptor of a loaded program");
+    let mut programs: ProgramArray<_> = map_of(ebpf, "return_programs");
+    programs.set(return_program::SLOW, &slow, 0).expect("within the map");
 }
 
 fn fill_tables(ebpf: &mut Ebpf, content: &Content) {

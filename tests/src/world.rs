@@ -456,6 +456,9 @@ impl ReturnTables for World {
     }
 
     fn hear(&self, segment: &Segment) {
-        opaque::hear(self, segment);
+        match segment.opaque {
+            0 => opaque::watch(self, segment),
+            _ => opaque::record(self, segment),
+        }
     }
 }

@@ -31,7 +31,8 @@ const CLIENTS: u8 = 8;
 const CHANGES: usize = 30;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Within a tick of their clock records are equally old, and a bucket that is full gives any of them up: so there is room.
-const CAPACITIES: &str = "capacities: {services: 16, backends: 64, maglevSlots: 1048576, bypasses: 256, flows: 65536}\n";
+const CAPACITIES: &str =
+    "capacities: {services: 16, backends: 64, maglevSlots: 1048576, bypasses: 256, flows: 65536}\n";
 
 /// What each pod is at the time: none, or its weight and whether it drains.
 type Pods = [Option<(u16, bool)>; PODS];

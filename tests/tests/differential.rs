@@ -1,6 +1,8 @@
 //! Needs root and SLUICE_EBPF_OBJECT. The same packets through `steer` on the host and `sluice_xdp` in the kernel agree
 //! in bytes, action, counters and tables; pods' kernels have connections in every state.
 
+use std::net::IpAddr;
+
 use lb_common::{
     headers::ETHERNET,
     packet::Frame as _,
@@ -94,6 +96,10 @@ fn check_alone(packet: &[u8], outcome: &Outcome, reason: Reason, name: &dyn Fn()
         assert_eq!(after.header_sum, before.header_sum, "{}", name());
         if after.destination == before.destination {
             assert_eq!(outcome.bytes[ETHERNET..], packet[before.l3..], "{} is for a VIP's own pod", name());
+        } else if matches!(after.protocol, 1 | 58) {
+            let quote = |bytes: &[u8], facts: &oracle::Facts| bytes[facts.l4 + 8..facts.l3 + facts.length].to_vec();
+            let (before, after_quote) = (quote(packet, &before), quote(&outcome.bytes, &after));
+            check_quote(&before, &after_quote, after.destination, name);
         }
         return;
     }
@@ -113,12 +119,24 @@ fn check_alone(packet: &[u8], outcome: &Outcome, reason: Reason, name: &dyn Fn()
     }
 }
 
+/// What a forwarded ICMP error quotes is from the pod that gets it, and as right as it was. Only what is whole can be told.
+fn check_quote(before: &[u8], after: &[u8], pod: IpAddr, name: &dyn Fn() -> String) {
+    let kind = if pod.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+    let facts = |quote: &[u8]| oracle::facts(&[&[0; 12], &kind[..], quote].concat());
+    if let (Some(before), Some(after)) = (facts(before), facts(after)) {
+        assert_eq!((after.source, after.destination), (pod, before.destination), "{}", name());
+        assert_eq!(after.header_sum, before.header_sum, "{}", name());
+        assert_eq!(after.transport_sum, before.transport_sum, "{}", name());
+    }
+}
+
 /// Every reason that `sluice_xdp` has, but for those that need a frame no test run can make.
 fn assert_covered(seen: &[u64; REASONS], missing: &[Reason]) {
     if seen.iter().all(|count| *count == 0) {
         return;
     }
-    let sessions = [Reason::ForeignSession, Reason::NoSession, Reason::BrokenHistory];
+    use Reason::{BrokenHistory, ForeignSession, IcmpForeign, IcmpNoPorts, IcmpUnowned, NoSession};
+    let sessions = [ForeignSession, NoSession, BrokenHistory, IcmpForeign, IcmpNoPorts, IcmpUnowned];
     let listed = Reason::ALL[..=Reason::NoPort.index() as usize].iter().map(|listed| listed.0);
     for reason in listed.chain(sessions) {
         let name = reason.name();

@@ -72,12 +72,13 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("endpoint_bypasses", &[], &["count", "watch"]),
     ("flows", &[], &["entries"]),
     ("uplinks", &[], &["mac", "pad"]),
-    ("routes", &[], &["client", "since", "epoch", "ifindex", "flags", "destination_mac", "source_mac", "pad"]),
+    ("routes", &[], &["client", "since", "epoch", "ifindex", "flags", "destination_mac", "source_mac", "mtu"]),
     ("node", &[], &["settings", "vip_filter"]),
     ("limiters", &[], &["tokens", "since"]),
     ("reasons", &[], &["packets", "bytes"]),
     ("backend_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
     ("programs", &[], &[]),
+    ("return_programs", &[], &[]),
 ];
 const SETTINGS: &[&str] = &[
     "abi_version",

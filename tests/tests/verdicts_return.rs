@@ -96,6 +96,7 @@ fn decide(world: &World, packet: &Packet, place: Place) -> Becomes {
         Reply::Drop(reason) => Dropped(reason),
         Reply::Rewrite { vip, port, .. } => ComesFrom(vip, port),
         Reply::Leave { backend, .. } => Leaves(backend),
+        Reply::Message => Passes(Reason::NotAReply),
         Reply::Answer { .. } => Dropped(Reason::SelfTest),
     }
 }

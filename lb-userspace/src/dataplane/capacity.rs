@@ -88,6 +88,7 @@ impl Sizes {
             ("reasons", lb_common::reason::REASONS as u32, per_cpu(lb_common::reason::REASONS as u32, 16)),
             ("backend_counters", backends, per_cpu(backends, traffic)),
             ("programs", abi::program::COUNT, array(abi::program::COUNT, 8)),
+            ("return_programs", abi::return_program::COUNT, array(abi::return_program::COUNT, 8)),
         ]
     }
 }

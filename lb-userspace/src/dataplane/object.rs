@@ -10,7 +10,7 @@ use aya::{
     maps::ProgramArray,
     programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{COARSE_SHIFT, program};
+use lb_common::abi::{COARSE_SHIFT, program, return_program};
 use tracing::warn;
 
 use super::{DataPlaneError, capacity::Sizes, signals::BlockedSignals, summed::Summed};
@@ -24,8 +24,8 @@ static EMBEDDED: &[u8] = &[];
 /// Names of the XDP programs.
 pub const XDP_PROGRAMS: [&str; 3] = ["sluice_xdp", "sluice_xdp_slow", "sluice_inject"];
 /// Names of the tc programs.
-pub const TC_PROGRAMS: [&str; 5] =
-    ["sluice_return", "sluice_bypass", "sluice_uplink_in", "sluice_uplink_out", "sluice_clock"];
+pub const TC_PROGRAMS: [&str; 6] =
+    ["sluice_return", "sluice_return_slow", "sluice_bypass", "sluice_uplink_in", "sluice_uplink_out", "sluice_clock"];
 
 /// Loads the object's maps and programs; nothing is attached. Maps are pinned under `pins`.
 pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> {
@@ -76,7 +76,13 @@ fn fill_programs(object: &mut Ebpf) -> Result<(), DataPlaneError> {
     let fd = slow.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
     let fd = fd.map_err(|source| loading("sluice_xdp_slow", source))?;
     let programs = object.map_mut("programs").ok_or(DataPlaneError::ForeignObject { what: "map programs" })?;
-    Ok(ProgramArray::try_from(programs)?.set(program::SLOW, &fd, 0)?)
+    ProgramArray::try_from(programs)?.set(program::SLOW, &fd, 0)?;
+    let slow = tc(object, "sluice_return_slow")?;
+    let fd = slow.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
+    let fd = fd.map_err(|source| loading("sluice_return_slow", source))?;
+    let programs = object.map_mut("return_programs");
+    let programs = programs.ok_or(DataPlaneError::ForeignObject { what: "map return_programs" })?;
+    Ok(ProgramArray::try_from(programs)?.set(return_program::SLOW, &fd, 0)?)
 }
 
 /// The object with what the kernel knows of checksums, where it does.

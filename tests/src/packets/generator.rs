@@ -1,5 +1,7 @@
 //! Random frames: mostly well formed and for services that are there, with every boundary close by.
 
+mod errors;
+
 use std::net::IpAddr;
 
 use lb_common::mark;
@@ -123,9 +125,15 @@ impl Generator {
         if self.random.one_in(2) {
             self.aim_at_moved_slots(&mut packet, family);
         }
+        if self.random.one_in(16) {
+            self.come_another_way(&mut packet, family);
+        }
         self.fill_network(&mut packet);
         self.fill_ethernet(&mut packet);
         self.fill_payload(&mut packet);
+        if self.random.one_in(6) {
+            self.make_error(&mut packet, family);
+        }
         packet.checksum = match self.random.below(12) {
             0 => Checksum::Wrong,
             1 => Checksum::Zero,
@@ -165,6 +173,15 @@ impl Generator {
         } else {
             packet.clone().tcp(from, to).flags(random.pick(&FLAGS))
         };
+    }
+
+    /// From one of few ports to either of two VIPs that share their pods, so that connections meet records of the other's.
+    fn come_another_way(&mut self, packet: &mut Packet, family: usize) {
+        let random = &mut self.random;
+        packet.source = sockets::client(family, 30);
+        packet.destination = VIPS[family][random.below(2)].parse().expect("an address");
+        let (from, flags) = (41_000 + random.below(8) as u16, random.pick(&[flag::SYN, flag::SYN, flag::ACK]));
+        *packet = packet.clone().tcp(from, 80).flags(flags);
     }
 
     fn destination(&mut self, family: usize) -> IpAddr {
