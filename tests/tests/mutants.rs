@@ -35,7 +35,7 @@ const SEED: u64 = 0x7ee7;
 /// Packets between two comparisons of counters and tables.
 const BATCH: usize = 256;
 /// In all; a mutant that survives them is not caught.
-const BATCHES: usize = 240;
+const BATCHES: usize = 480;
 
 /// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
 const REMEMBERED: usize = 100;
