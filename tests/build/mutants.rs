@@ -18,7 +18,7 @@ const SHARED: [(&str, &str, &str, &str); 3] = [
         "steer",
         "/// What becomes of the frame, which",
         "/// The hash whose high bits choose a slot",
-        "pub use lb_common::steer::{Offer, Tables, Verdict};\n",
+        "pub use lb_common::steer::{Offer, Tables, Verdict, offer_kind};\n",
     ),
     (
         "session",
