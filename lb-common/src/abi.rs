@@ -167,6 +167,16 @@ pub mod program {
     pub const COUNT: u32 = 1;
 }
 
+/// Positions in `return_programs`.
+pub mod return_program {
+    /// `sluice_return_slow`.
+    pub const POD_SLOW: u32 = 0;
+    /// `sluice_out_slow`.
+    pub const UPLINK_SLOW: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
 /// In [`Backend::netns_id`]: the pod cannot be asked for its sockets.
 pub const NO_NETNS: u32 = u32::MAX;
 /// In [`Backend::netns_id`]: the node's own namespace.
@@ -327,6 +337,8 @@ pub struct Settings {
     pub route_lifetime: u64,
     /// Grows when a route or neighbour changes: what was remembered before is not used.
     pub route_epoch: u64,
+    /// How long the record of a datagram lives after its last fragment, in jiffies, below 2^31.
+    pub fragment_lifetime: u64,
 }
 
 /// A token bucket's parameters, in 1/65536 packets.

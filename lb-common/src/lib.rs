@@ -15,6 +15,7 @@ pub mod address;
 pub mod answer;
 pub mod checksum;
 pub mod flow;
+pub mod fragments;
 pub mod headers;
 pub mod index;
 pub mod limiter;
@@ -24,6 +25,7 @@ pub mod reason;
 pub mod reply;
 pub mod session;
 pub mod slow;
+pub mod slow_reply;
 pub mod steer;
 pub mod word;
 

@@ -25,7 +25,7 @@ pub enum Reason {
     NotForUs,
     /// To a VIP by a protocol other than TCP, UDP and ICMP echo: passed.
     OtherProtocol,
-    /// A fragment to a VIP: passed.
+    /// A fragment to a VIP, neither of TCP nor of UDP: passed.
     Fragment,
     /// To a VIP, with a header that is cut short or contradicts itself: dropped.
     Malformed,
@@ -69,10 +69,16 @@ pub enum Reason {
     BrokenHistory,
     /// For the slow path, which is not in its place: dropped.
     NoSlowPath,
+    /// A fragment whose datagram's first one has not come by, or long ago, or whose backend has changed: dropped.
+    FragmentUnmatched,
+    /// A first fragment without its whole transport header, or another one that reaches into it: dropped.
+    BadFragment,
+    /// A first fragment for whose record there is no room: dropped.
+    FragmentsFull,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 32;
+pub const REASONS: usize = 35;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -88,7 +94,7 @@ impl Reason {
         (Self::NotIp, "not_ip", "Neither IPv4 nor IPv6: passed"),
         (Self::NotForUs, "not_for_us", "To no VIP: passed"),
         (Self::OtherProtocol, "other_protocol", "To a VIP by a protocol other than TCP, UDP and ICMP echo: passed"),
-        (Self::Fragment, "fragment", "A fragment to a VIP: passed"),
+        (Self::Fragment, "fragment", "A fragment to a VIP, neither of TCP nor of UDP: passed"),
         (Self::Malformed, "malformed", "To a VIP, with a header that is cut short or contradicts itself: dropped"),
         (
             Self::TooManyHeaders,
@@ -138,6 +144,17 @@ impl Reason {
         (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
         (Self::BrokenHistory, "broken_history", "Beside the packet's own reason: its slot's history is not there"),
         (Self::NoSlowPath, "no_slow_path", "For the slow path, whose program is not in its place: dropped"),
+        (
+            Self::FragmentUnmatched,
+            "fragment_unmatched",
+            "A fragment whose datagram's first one is not on record, or whose backend has changed: dropped",
+        ),
+        (
+            Self::BadFragment,
+            "bad_fragment",
+            "A first fragment without its whole transport header, or another one that reaches into it: dropped",
+        ),
+        (Self::FragmentsFull, "fragments_full", "A first fragment for whose record there is no room: dropped"),
     ];
 
     /// Key in the map `reasons`.
@@ -166,6 +183,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::NoSlowPath.index() as usize + 1, REASONS);
+        assert_eq!(Reason::FragmentsFull.index() as usize + 1, REASONS);
     }
 }

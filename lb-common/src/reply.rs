@@ -3,7 +3,7 @@
 //! These decide only; the tc programs rewrite, because only the kernel's helpers know whether a checksum is complete.
 
 use crate::{
-    abi::{BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
+    abi::{BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol, return_program},
     address::Address,
     headers::{self, Headers, TCP, UDP},
     packet::{Frame, View},
@@ -30,6 +30,17 @@ pub enum Place {
     Uplink,
 }
 
+impl Place {
+    /// Where `return_programs` has what decides about fragments.
+    #[inline(always)]
+    pub const fn slow_program(self) -> u32 {
+        match self {
+            Self::Pod => return_program::POD_SLOW,
+            Self::Uplink => return_program::UPLINK_SLOW,
+        }
+    }
+}
+
 /// What becomes of a packet from a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum Reply {
@@ -43,11 +54,13 @@ pub enum Reply {
         headers: Headers,
         /// The VIP.
         vip: Address,
-        /// Its port, host order.
+        /// Its port, host order; 0 where the packet is a fragment that carries none.
         port: u16,
         /// The id of the backend that the reply is counted under.
         backend: u32,
     },
+    /// A fragment, for [`slow_reply`](crate::slow_reply::reply) to decide.
+    Slow,
     /// The answer to the agent's self-test, which is counted under the backend and goes no further.
     Answer {
         /// The backend's id.
@@ -58,7 +71,19 @@ pub enum Reply {
 /// Decides about a packet that leaves a pod.
 #[inline(always)]
 pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
-    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
+    let Some(headers) = headers::parse(frame) else {
+        return Reply::Pass(Reason::NotAReply);
+    };
+    if let Some(defect) = headers.defect {
+        return if matches!(defect, Reason::Fragment) { Reply::Slow } else { Reply::Pass(Reason::NotAReply) };
+    }
+    decide(frame, tables, place, headers)
+}
+
+/// The same where the headers are known to be whole.
+#[inline(always)]
+pub(crate) fn decide<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place, headers: Headers) -> Reply {
+    let Some((source_port, destination_port, flags)) = transport(frame, &headers) else {
         return Reply::Pass(Reason::NotAReply);
     };
     let Some(endpoint) = tables.endpoint(&ServiceKey::new(headers.source, source_port, headers.protocol)) else {
@@ -137,7 +162,10 @@ pub enum Observed {
 /// delivers comes by; at the uplink, what is addressed to endpoints that the stack delivers to.
 #[inline(always)]
 pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Observed {
-    let Some((headers, source_port, destination_port, flags)) = transport(frame) else {
+    let Some(headers) = headers::parse(frame).filter(|headers| headers.defect.is_none()) else {
+        return Observed::Pass(Reason::NotForUs);
+    };
+    let Some((source_port, destination_port, flags)) = transport(frame, &headers) else {
         return Observed::Pass(Reason::NotForUs);
     };
     if headers.protocol != protocol::TCP {
@@ -169,18 +197,14 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
     }
 }
 
-/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet.
+/// Source port, destination port and TCP flags of a TCP or UDP packet.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F) -> Option<(Headers, u16, u16, u8)> {
-    let headers = headers::parse(frame)?;
-    if headers.defect.is_some() {
-        return None;
-    }
+fn transport<F: Frame>(frame: &F, headers: &Headers) -> Option<(u16, u16, u8)> {
     let flags = match headers.protocol {
         protocol::TCP => frame.at::<TCP>(headers.l4)?.get::<13, u8>(),
         protocol::UDP => 0,
         _ => return None,
     };
     let ports = frame.at::<UDP>(headers.l4)?;
-    Some((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
+    Some((u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
 }

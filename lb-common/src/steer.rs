@@ -156,7 +156,7 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
         };
     }
     match headers.protocol {
-        protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers),
+        protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers, |_, _| true),
         _ if !is_vip(tables, headers.destination) => Verdict::Pass(Reason::NotForUs),
         protocol::ICMP if headers.is_v4 => Verdict::Slow,
         protocol::ICMPV6 if !headers.is_v4 => Verdict::Slow,
@@ -170,8 +170,15 @@ pub fn is_vip<T: Tables>(tables: &T, address: Address) -> bool {
     tables.service(&ServiceKey::of_vip(address)).is_some()
 }
 
+/// Steers by ports and service. `noted` is told the chosen backend and its place before anything is rewritten; where it
+/// says no, there is no room for the record of a fragment.
 #[inline(always)]
-fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Headers) -> Verdict {
+pub(crate) fn steer_transport<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    headers: &Headers,
+    noted: impl FnOnce(u32, &Backend) -> bool,
+) -> Verdict {
     let Some(transport) = frame.at::<UDP>(headers.l4) else {
         // Within the IP packet, as the parser saw, but not in what this program can reach.
         return Verdict::Pass(Reason::NotForUs);
@@ -197,8 +204,8 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
     let hash =
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
     let opens = headers.protocol == protocol::TCP && opens_connection(frame, headers);
-    let backend = match choose(tables, headers, &service, hash, source_port, opens) {
-        Choice::Backend(backend) => backend,
+    let (place, backend) = match choose(tables, headers, &service, hash, source_port, opens) {
+        Choice::Backend(place, backend) => (place, backend),
         Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
     };
@@ -224,6 +231,9 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
             Claim::NoSession => return answer::refuse(frame, tables, headers, Reason::NoSession),
         }
     }
+    if !noted(place, backend) {
+        return Verdict::Drop(Reason::FragmentsFull);
+    }
     rewrite(frame, headers, backend);
     if is_recorded_udp(headers, &service) {
         tables.record_flow(backend.endpoint, headers.source, source_port, backend.id);
@@ -243,7 +253,8 @@ const fn is_recorded_udp(headers: &Headers, service: &Service) -> bool {
 
 /// Where a packet of a service goes.
 enum Choice<'a> {
-    Backend(&'a Backend),
+    /// With its place in `backends`.
+    Backend(u32, &'a Backend),
     /// No backend takes new connections, and none has this one.
     Nobody,
     Broken,
@@ -270,8 +281,9 @@ fn choose<'a, T: Tables>(
     if owner >= service.backends_count {
         return if owner == NO_OWNER { Choice::Nobody } else { Choice::Broken };
     }
-    match tables.backend(service.backends.wrapping_add(owner as u32)) {
-        Some(backend) => Choice::Backend(backend),
+    let place = service.backends.wrapping_add(owner as u32);
+    match tables.backend(place) {
+        Some(backend) => Choice::Backend(place, backend),
         None => Choice::Broken,
     }
 }
@@ -337,15 +349,14 @@ const fn connection(client: Address, client_port: u16, protocol: u8, backend: &B
 /// `-0x100` whatever it was.
 const ONE_HOP: u64 = 0xfeffu16.to_be() as u64;
 
-/// Destination address and port become the backend's; one hop is used up.
+/// Destination address becomes the backend's; one hop is used up.
 #[inline(always)]
-fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
+pub(crate) fn rewrite_network<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
     let new = backend.address.words();
-    let address_change = backend.address_change as u64;
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
-        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, address_change + ONE_HOP));
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, backend.address_change as u64 + ONE_HOP));
         ip.put::<{ v4::TTL }, u8>(headers.hops - 1);
         ip.put::<{ v4::DESTINATION }, u32>(backend.address.v4_word());
     } else {
@@ -354,9 +365,15 @@ fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
         ip.put::<{ v6::DESTINATION }, u64>(new[0]);
         ip.put::<{ v6::DESTINATION + 8 }, u64>(new[1]);
     }
+}
+
+/// Destination address and port become the backend's; one hop is used up.
+#[inline(always)]
+fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
+    rewrite_network(frame, headers, backend);
     let Some(ports) = frame.at::<UDP>(headers.l4) else { return };
     let port = backend.port.to_be();
-    let change = address_change + checksum::change16(ports.get::<2, _>(), port);
+    let change = backend.address_change as u64 + checksum::change16(ports.get::<2, _>(), port);
     ports.put::<2, u16>(port);
     if headers.protocol == protocol::TCP {
         let Some(check) = frame.at::<2>(headers.l4 + 16) else { return };
@@ -371,7 +388,7 @@ fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
 
 /// By the backend's rung. Pods know no VLAN of the uplink, the node's own stack does.
 #[inline(always)]
-fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
+pub(crate) fn deliver<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) -> Verdict {
     match backend.rung {
         rung::REDIRECT => {
             if headers.tag_bytes() != 0 && !frame.shrink_head(headers.tag_bytes()) {

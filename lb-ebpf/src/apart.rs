@@ -7,11 +7,12 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::NO_OWNER,
     address::Address,
+    fragments::{Key, Record},
     session::{self, Claim, Claimed},
     steer::{self, Offer},
 };
 
-use crate::maps::Maps;
+use crate::maps::{self, Maps};
 
 /// See [`lb_common::steer::offer`].
 #[unsafe(no_mangle)]
@@ -43,6 +44,31 @@ pub extern "C" fn sluice_is_vip(address: *const Address) -> u32 {
     // SAFETY: null, or an address that lives across the call.
     match (Maps::get(core::ptr::null_mut()), unsafe { address.as_ref() }) {
         (Some(maps), Some(address)) => steer::is_vip(&maps, *address) as u32,
+        _ => 0,
+    }
+}
+
+/// See [`lb_common::fragments::find`]: puts the record into `record`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_find_fragment(key: *const Key, record: *mut Record, last: u32) -> u32 {
+    // SAFETY: null, or a key and a record that live across the call, and are nobody else's.
+    match (Maps::get(core::ptr::null_mut()), unsafe { key.as_ref() }, unsafe { record.as_mut() }) {
+        (Some(maps), Some(key), Some(record)) => {
+            *record = maps::find_fragment(&maps, key, last != 0);
+            1
+        }
+        _ => 0,
+    }
+}
+
+/// See [`lb_common::fragments::record`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_record_fragment(key: *const Key, record: *const Record) -> u32 {
+    // SAFETY: null, or a key and a record that live across the call.
+    match (Maps::get(core::ptr::null_mut()), unsafe { key.as_ref() }, unsafe { record.as_ref() }) {
+        (Some(maps), Some(key), Some(record)) => maps::record_fragment(&maps, key, *record) as u32,
         _ => 0,
     }
 }

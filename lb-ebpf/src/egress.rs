@@ -24,9 +24,12 @@ const FIB_SUCCESS: i64 = 0;
 const FIB_NOT_FORWARDED: i64 = 4;
 const FIB_NO_NEIGHBOUR: i64 = 7;
 
-/// Source address and port become the VIP's; `hop` uses up one. False where the packet could not be written.
+/// Source address and port become the VIP's, the address alone where the port is 0; `hop` uses up one. False where the packet could not be written.
 #[inline(always)]
 pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u16, hop: bool) -> bool {
+    if port == 0 {
+        return rewrite_network(frame, headers, vip, hop);
+    }
     let Some(ports) = frame.at::<4>(headers.l4) else { return false };
     let old_port: u16 = ports.get::<0, _>();
     let (offset, zero) = if headers.protocol == protocol::TCP { (16, 0) } else { (6, BPF_F_MARK_MANGLED_0 as u64) };
@@ -47,6 +50,12 @@ pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u
         let Some(ports) = frame.at::<4>(headers.l4) else { return false };
         ports.put::<0, u16>(new_port);
     }
+    rewrite_network(frame, headers, vip, hop)
+}
+
+#[inline(always)]
+fn rewrite_network(frame: &SkbFrame, headers: &Headers, vip: Address, hop: bool) -> bool {
+    let change = checksum::change_address(headers.source, vip, headers.is_v4) as u64;
     let hops = headers.hops.wrapping_sub(hop as u8);
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return false };

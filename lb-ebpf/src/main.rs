@@ -16,11 +16,12 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    headers::ETHERNET,
+    headers::{self, ETHERNET, Headers},
     mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
     reply::{Observed, Place, Reply, observe, reply},
+    slow_reply::{self, FragmentAction, FragmentReply},
 };
 
 use crate::{
@@ -49,7 +50,7 @@ pub fn sluice_xdp_slow(context: XdpContext) -> u32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_return(context: TcContext) -> i32 {
-    rewrite_reply(context.skb.skb, Place::Pod)
+    rewrite_reply(context, Place::Pod)
 }
 
 /// Pod's host-side interface, tc egress: records the connections that the stack delivers.
@@ -84,7 +85,21 @@ pub fn sluice_uplink_in(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_uplink_out(context: TcContext) -> i32 {
-    rewrite_reply(context.skb.skb, Place::Uplink)
+    rewrite_reply(context, Place::Uplink)
+}
+
+/// Called by `sluice_return` through `return_programs`: the same for fragments.
+#[classifier]
+#[inline(always)]
+pub fn sluice_return_slow(context: TcContext) -> i32 {
+    rewrite_fragment(context.skb.skb, Place::Pod)
+}
+
+/// Called by `sluice_uplink_out` through `return_programs`: the same for fragments.
+#[classifier]
+#[inline(always)]
+pub fn sluice_out_slow(context: TcContext) -> i32 {
+    rewrite_fragment(context.skb.skb, Place::Uplink)
 }
 
 /// Attached nowhere: brings a frame of the self-test in by `BPF_PROG_TEST_RUN` where XDP is generic, so that it meets
@@ -123,18 +138,33 @@ fn begins_with(frame: &SkbFrame, header: &[u8; ETHERNET]) -> bool {
 }
 
 #[inline(always)]
-fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
+fn rewrite_reply(context: TcContext, place: Place) -> i32 {
+    let skb = context.skb.skb;
     let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
     let frame = SkbFrame::new(skb);
+    let decided = reply(&frame, &maps, place);
+    if matches!(decided, Reply::Slow) {
+        // Comes back only where the program is not there.
+        maps::call_return(&context, place.slow_program());
+    }
+    answer(&frame, &maps, place, decided)
+}
+
+#[inline(always)]
+fn rewrite_fragment(skb: *mut __sk_buff, place: Place) -> i32 {
+    let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
+    let frame = SkbFrame::new(skb);
+    // `reply` has read the same.
+    let Some(headers) = headers::parse(&frame) else { return TC_ACT_UNSPEC };
+    let Some(piece) = headers::piece(&frame, &headers) else { return TC_ACT_UNSPEC };
+    let decided = slow_reply::reply(&frame, &maps, place, &headers, &piece);
+    let FragmentReply { action, reason, vip, port, backend } = decided;
     let bytes = frame.length() as u64;
-    let (action, reason) = match reply(&frame, &maps, place) {
-        Reply::Pass(reason) => (TC_ACT_UNSPEC, reason),
-        Reply::Drop(reason) => (TC_ACT_SHOT, reason),
-        Reply::Answer { backend } => {
-            count_replied(backend, bytes);
-            (TC_ACT_SHOT, Reason::SelfTest)
-        }
-        Reply::Rewrite { headers, vip, port, backend } => {
+    let (action, reason) = match action {
+        FragmentAction::Pass => (TC_ACT_UNSPEC, reason),
+        FragmentAction::Drop => (TC_ACT_SHOT, reason),
+        FragmentAction::Rewrite => {
+            let headers = Headers { l4: piece.l4, protocol: piece.protocol, ..headers };
             if egress::rewrite_source(&frame, &headers, vip, port, place == Place::Pod) {
                 count_replied(backend, bytes);
                 return match place {
@@ -144,6 +174,33 @@ fn rewrite_reply(skb: *mut __sk_buff, place: Place) -> i32 {
             }
             (TC_ACT_SHOT, Reason::NoRoom)
         }
+    };
+    count_reason(reason.index(), bytes);
+    action
+}
+
+/// One action for each outcome.
+#[inline(always)]
+fn answer(frame: &SkbFrame, maps: &Maps, place: Place, decided: Reply) -> i32 {
+    let bytes = frame.length() as u64;
+    let (action, reason) = match decided {
+        Reply::Pass(reason) => (TC_ACT_UNSPEC, reason),
+        Reply::Drop(reason) => (TC_ACT_SHOT, reason),
+        Reply::Answer { backend } => {
+            count_replied(backend, bytes);
+            (TC_ACT_SHOT, Reason::SelfTest)
+        }
+        Reply::Rewrite { headers, vip, port, backend } => {
+            if egress::rewrite_source(frame, &headers, vip, port, place == Place::Pod) {
+                count_replied(backend, bytes);
+                return match place {
+                    Place::Uplink => TC_ACT_UNSPEC,
+                    Place::Pod => egress::leave(frame, maps.settings, &headers, vip),
+                };
+            }
+            (TC_ACT_SHOT, Reason::NoRoom)
+        }
+        Reply::Slow => (TC_ACT_SHOT, Reason::NoSlowPath),
     };
     count_reason(reason.index(), bytes);
     action

@@ -12,21 +12,23 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::btf_map,
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     abi::{
         Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
         SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, program,
-        service_flags,
+        return_program, service_flags,
     },
     address::Address,
     flow::{self, Key},
+    fragments::{self, Clock, Record},
     index::{self, EndpointBucket, Probe, ServiceBucket},
     limiter::{self, Class},
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{Claim, Claimed, Sessions, Socket},
+    slow::Fragments,
     steer::{Offer, Tables},
 };
 
@@ -41,6 +43,9 @@ static ENDPOINT_INDEX_LOG2: Global<u32> = Global::new(0);
 /// Logarithm to base 2 of the buckets in `flows`; set by the loader.
 #[unsafe(no_mangle)]
 static FLOWS_LOG2: Global<u32> = Global::new(0);
+/// Logarithm to base 2 of the buckets in `fragments`; set by the loader.
+#[unsafe(no_mangle)]
+static FRAGMENTS_LOG2: Global<u32> = Global::new(0);
 
 /// VIP, protocol, port → service. Written by the agent, read by `sluice_xdp` where the index doesn't know. 4.18.
 #[btf_map(name = "services")]
@@ -104,9 +109,17 @@ static REASON_COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 
+/// Whose the datagrams are that are under way in fragments. Written and read by `sluice_xdp_slow` and the return
+/// programs. 5.12 (atomic compare-exchange).
+#[btf_map(name = "fragments")]
+static FRAGMENTS: Array<fragments::Bucket, 1, MMAPABLE> = Array::new();
 /// What `sluice_xdp` goes on in. Written by the agent before anything is attached. 4.20.
 #[btf_map(name = "programs")]
 static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new();
+
+/// What the return programs go on in. Written by the agent before anything is attached. 4.20.
+#[btf_map(name = "return_programs")]
+static RETURN_PROGRAMS: ProgramArray<{ return_program::COUNT as usize }> = ProgramArray::new();
 
 /// The kernel's clock at its cheapest: the JIT inlines it.
 #[inline(always)]
@@ -137,6 +150,13 @@ pub fn redirect(tx_port: u32) -> bool {
 pub fn call_slow(context: &XdpContext) {
     // SAFETY: nothing here has a destructor that would be left out.
     unsafe { PROGRAMS.tail_call(context, program::SLOW) };
+}
+
+/// Goes on in a program of `return_programs`. Comes back where that is not in its place.
+#[inline(always)]
+pub fn call_return(context: &TcContext, program: u32) {
+    // SAFETY: as above.
+    unsafe { RETURN_PROGRAMS.tail_call(context, program) };
 }
 
 /// The uplink with this interface index.
@@ -177,6 +197,16 @@ impl Maps {
     #[inline(always)]
     fn flow_bucket(&self, key: &Key) -> Option<&'static flow::Bucket> {
         FLOWS.get(top_bits(key.hash(self.table_seed), FLOWS_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn fragment_bucket(&self, key: &fragments::Key) -> Option<&'static fragments::Bucket> {
+        FRAGMENTS.get(top_bits(key.hash(self.table_seed), FRAGMENTS_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn fragment_clock(&self) -> Clock {
+        Clock { now: jiffies() as u32, lifetime: self.settings.fragment_lifetime as u32 }
     }
 
     #[inline(always)]
@@ -404,6 +434,34 @@ impl Sessions for Maps {
         // SAFETY: this CPU's own element.
         limiter::admit(unsafe { &mut *bucket }, &self.settings.limits[class as usize], jiffies())
     }
+}
+
+impl Fragments for Maps {
+    #[inline(always)]
+    fn fragment(&self, key: &fragments::Key, last: bool) -> Record {
+        let mut record = Record::NONE;
+        crate::apart::sluice_find_fragment(key, &mut record, last as u32);
+        record
+    }
+
+    #[inline(always)]
+    fn record_fragment(&self, key: &fragments::Key, record: Record) -> bool {
+        crate::apart::sluice_record_fragment(key, &record) != 0
+    }
+}
+
+/// See [`fragments::find`].
+#[inline(always)]
+pub fn find_fragment(maps: &Maps, key: &fragments::Key, last: bool) -> Record {
+    let Some(bucket) = maps.fragment_bucket(key) else { return Record::NONE };
+    fragments::find(bucket, key, maps.fragment_clock(), last)
+}
+
+/// See [`fragments::record`].
+#[inline(always)]
+pub fn record_fragment(maps: &Maps, key: &fragments::Key, record: Record) -> bool {
+    let Some(bucket) = maps.fragment_bucket(key) else { return false };
+    fragments::record(bucket, key, record, maps.fragment_clock())
 }
 
 /// `struct bpf_sock_tuple` of IPv4 (include/uapi/linux/bpf.h): remote and local address, remote and local port.

@@ -13,7 +13,7 @@ use mutations::MUTATIONS;
 /// The decision's files; all others are shared.
 const FILES: [&str; 6] = ["steer", "slow", "session", "answer", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
-const SHARED: [(&str, &str, &str, &str); 2] = [
+const SHARED: [(&str, &str, &str, &str); 3] = [
     (
         "steer",
         "/// What becomes of the frame, which",
@@ -25,6 +25,12 @@ const SHARED: [(&str, &str, &str, &str); 2] = [
         "/// What a pod's kernel has under",
         "/// Sees to it that the replies",
         "pub use lb_common::session::{Claim, Claimed, Sessions, Socket, opens};\n",
+    ),
+    (
+        "slow",
+        "/// What is asked and told about",
+        "/// Decides what becomes of a frame that",
+        "pub use lb_common::slow::Fragments;\n",
     ),
 ];
 
@@ -43,7 +49,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let control = ("nothing is changed", "", "", "");
     for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, limiter, mark, packet, reason}};")?;
+        writeln!(out, "use lb_common::{{abi, address, fragments, limiter, mark, packet, reason}};")?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {

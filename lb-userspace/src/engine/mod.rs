@@ -406,6 +406,8 @@ fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {
         node_v6: address(false).unwrap_or_default(),
         limits: limits(&snapshot.limits, hertz),
         route_lifetime: hertz,
+        // As long as ids and ranges rest before they are given out again.
+        fragment_lifetime: hertz,
         route_epoch: 1,
     }
 }
