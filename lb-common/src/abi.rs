@@ -178,16 +178,22 @@ const _: () = assert!(size_of::<Backend>() == 64);
 pub mod program {
     /// `sluice_xdp_slow`.
     pub const SLOW: u32 = 0;
+    /// `sluice_xdp_fragment`.
+    pub const FRAGMENT: u32 = 1;
     /// How many there are.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 2;
 }
 
 /// Positions in `return_programs`.
 pub mod return_program {
     /// `sluice_return_slow`.
     pub const SLOW: u32 = 0;
+    /// `sluice_return_fragment`.
+    pub const POD_FRAGMENT: u32 = 1;
+    /// `sluice_out_fragment`.
+    pub const UPLINK_FRAGMENT: u32 = 2;
     /// How many there are.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 3;
 }
 
 /// In [`Backend::netns_id`]: the pod cannot be asked for its sockets.
@@ -358,6 +364,8 @@ pub struct Settings {
     pub route_lifetime: u64,
     /// Grows when a route or neighbour changes: what was remembered before is not used.
     pub route_epoch: u64,
+    /// How long the record of a datagram lives after its last fragment, in jiffies, below 2^31.
+    pub fragment_lifetime: u64,
 }
 
 /// A token bucket's parameters, in 1/65536 packets.

@@ -61,7 +61,9 @@ fn kept<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {
     if offer.is_quoted() {
         return owner;
     }
-    let stays = is_free || has_it || slot.history == 0 && has(tables, *client, *client_port, backend);
+    // Of an opaque pod only the client's word is known, which makes no record.
+    let is_vouched = !is_tcp || opens || !opaque::is_opaque(backend);
+    let stays = is_vouched && (is_free || has_it || slot.history == 0 && has(tables, *client, *client_port, backend));
     if stays {
         tables.record_affinity(service.id, *client, backend.id, opens);
     }

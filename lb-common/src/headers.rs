@@ -12,6 +12,7 @@ use network_types::{
 use crate::{
     abi::protocol,
     address::Address,
+    fragments::Key,
     packet::{Frame, View},
     reason::Reason,
 };
@@ -53,6 +54,8 @@ pub mod v4 {
     pub const VERSION_IHL: usize = 0;
     /// Bytes of the packet.
     pub const LENGTH: usize = 2;
+    /// Identification.
+    pub const IDENTIFICATION: usize = 4;
     /// Flags and fragment offset.
     pub const FRAGMENT: usize = 6;
     /// Time to live.
@@ -96,7 +99,8 @@ mod extension {
 pub struct Headers {
     /// Offset of the IP header; `ETHERNET` and four for each VLAN tag.
     pub l3: usize,
-    /// Offset of the transport header. Means nothing where there is a defect.
+    /// Offset of the transport header. Of a fragment, that of what it carries in IPv4, of its fragment header in IPv6;
+    /// means nothing where there is another defect.
     pub l4: usize,
     /// Bytes of the IP packet; the frame may be longer (Ethernet padding), never shorter.
     pub length: usize,
@@ -126,6 +130,97 @@ impl Headers {
     pub const fn l4_length(&self) -> usize {
         (self.l3 + self.length).wrapping_sub(self.l4)
     }
+}
+
+/// What makes a packet a fragment.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Says which datagram it is of; 16 bits in IPv4.
+    pub identification: u32,
+    /// Bytes of the datagram in front of it.
+    pub offset: usize,
+    /// Bytes of the datagram in it.
+    pub length: usize,
+    /// Whether others follow.
+    pub more: bool,
+    /// Transport protocol, or the IPv6 extension header that stands before it.
+    pub protocol: u8,
+    /// Offset of what it carries: in the first one, the transport header.
+    pub l4: usize,
+}
+
+/// Where in its datagram a fragment is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Position {
+    /// At its beginning, with the whole transport header.
+    First,
+    /// Behind the transport header.
+    Later,
+    /// What decides about the datagram is not in one piece (RFC 1858, RFC 3128, RFC 7112).
+    Bad,
+}
+
+impl Piece {
+    /// Whether it carries TCP or UDP, in IPv6 without further extension headers.
+    #[inline(always)]
+    pub const fn is_of_service(&self) -> bool {
+        matches!(self.protocol, protocol::TCP | protocol::UDP)
+    }
+
+    /// Where in its datagram it is.
+    #[inline(always)]
+    pub const fn position(&self) -> Position {
+        let header = transport_minimum(self.protocol, false);
+        if self.offset == 0 {
+            if self.length < header { Position::Bad } else { Position::First }
+        } else if self.offset < header {
+            Position::Bad
+        } else {
+            Position::Later
+        }
+    }
+
+    /// The datagram, from whom and to whom the headers say.
+    #[inline(always)]
+    pub const fn key(&self, headers: &Headers) -> Key {
+        Key::inbound(headers.source, headers.destination, self.identification, self.protocol)
+    }
+
+    /// The headers of the datagram that a first fragment begins.
+    #[inline(always)]
+    pub const fn as_whole(&self, headers: &Headers) -> Headers {
+        Headers { l4: self.l4, protocol: self.protocol, defect: None, ..*headers }
+    }
+}
+
+/// The piece whose headers [`Piece::as_whole`] has made.
+#[inline(always)]
+pub fn piece_of<F: Frame>(frame: &F, whole: &Headers) -> Option<Piece> {
+    piece(frame, &Headers { l4: whole.l4 - if whole.is_v4 { 0 } else { FRAGMENT }, ..*whole })
+}
+
+/// Bytes of an IPv6 fragment header (RFC 8200, 4.5).
+const FRAGMENT: usize = 8;
+
+/// The piece that a packet with the defect [`Reason::Fragment`] is. `None` where its header is cut short.
+#[inline(always)]
+pub fn piece<F: Frame>(frame: &F, headers: &Headers) -> Option<Piece> {
+    let (identification, field, more, protocol, l4) = if headers.is_v4 {
+        let ip = frame.at::<IPV4>(headers.l3)?;
+        let field = u16::from_be(ip.get::<{ v4::FRAGMENT }, _>());
+        let identification = u16::from_be(ip.get::<{ v4::IDENTIFICATION }, _>()) as u32;
+        (identification, field << 3, field & 0x2000 != 0, headers.protocol, headers.l4)
+    } else {
+        let header = frame.at::<FRAGMENT>(headers.l4)?;
+        let field = u16::from_be(header.get::<2, _>());
+        let identification = u32::from_be(header.get::<4, _>());
+        (identification, field & 0xfff8, field & 1 != 0, header.get::<0, u8>(), headers.l4 + FRAGMENT)
+    };
+    let end = headers.l3 + headers.length;
+    if l4 > end {
+        return None;
+    }
+    Some(Piece { identification, offset: field as usize, length: end - l4, more, protocol, l4 })
 }
 
 /// Reads the headers of a frame. `None` for what is not IP, or too short to say from whom to whom.

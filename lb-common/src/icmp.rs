@@ -178,7 +178,7 @@ fn to_pod<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Headers, quo
     // As if the client had answered what is quoted.
     let flow = Headers { source: quote.destination, protocol: quote.protocol, ..*headers };
     let backend = match steer::choose(tables, &flow, &service, hash, quote.destination_port, steer::Kind::Quoted) {
-        Choice::Backend(backend) => backend,
+        Choice::Backend(_, backend) => backend,
         Choice::Nobody => return Verdict::Drop(Reason::IcmpUnowned),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
     };

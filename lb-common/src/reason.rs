@@ -25,7 +25,7 @@ pub enum Reason {
     NotForUs,
     /// To a VIP, neither TCP, UDP, ICMP echo nor an ICMP error about TCP or UDP: passed.
     OtherProtocol,
-    /// A fragment to a VIP: passed.
+    /// A fragment to a VIP, neither of TCP nor of UDP: passed.
     Fragment,
     /// To a VIP, with a header that is cut short or contradicts itself: dropped.
     Malformed,
@@ -77,10 +77,16 @@ pub enum Reason {
     IcmpUnowned,
     /// A reply longer than the way to its client takes, left to the stack as it came: it tells the pod.
     ReplyTooBig,
+    /// A fragment whose datagram's first one has not come by, or long ago, or whose backend has changed: dropped.
+    FragmentUnmatched,
+    /// A first fragment without its whole transport header, or another one that reaches into it: dropped.
+    BadFragment,
+    /// A first fragment for whose record there is no room: dropped.
+    FragmentsFull,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 36;
+pub const REASONS: usize = 39;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -100,7 +106,7 @@ impl Reason {
             "other_protocol",
             "To a VIP, neither TCP, UDP, ICMP echo nor an ICMP error about these: passed",
         ),
-        (Self::Fragment, "fragment", "A fragment to a VIP: passed"),
+        (Self::Fragment, "fragment", "A fragment to a VIP, neither of TCP nor of UDP: passed"),
         (Self::Malformed, "malformed", "To a VIP, with a header that is cut short or contradicts itself: dropped"),
         (
             Self::TooManyHeaders,
@@ -162,6 +168,17 @@ impl Reason {
             "reply_too_big",
             "A reply longer than its way takes, left to the stack, which tells the pod",
         ),
+        (
+            Self::FragmentUnmatched,
+            "fragment_unmatched",
+            "A fragment whose datagram's first one is not on record, or whose backend has changed: dropped",
+        ),
+        (
+            Self::BadFragment,
+            "bad_fragment",
+            "A first fragment without its whole transport header, or another one that reaches into it: dropped",
+        ),
+        (Self::FragmentsFull, "fragments_full", "A first fragment for whose record there is no room: dropped"),
     ];
 
     /// Key in the map `reasons`.
@@ -190,6 +207,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::ReplyTooBig.index() as usize + 1, REASONS);
+        assert_eq!(Reason::FragmentsFull.index() as usize + 1, REASONS);
     }
 }

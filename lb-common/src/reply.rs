@@ -3,7 +3,7 @@
 //! These decide only; the tc programs rewrite, because only the kernel knows whether a checksum is complete.
 
 use crate::{
-    abi::{BypassCount, BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol},
+    abi::{BypassCount, BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol, return_program},
     address::Address,
     headers::{self, Headers, TCP, UDP},
     opaque::Segment,
@@ -39,6 +39,17 @@ pub enum Place {
     Uplink,
 }
 
+impl Place {
+    /// Where `return_programs` has what decides about fragments.
+    #[inline(always)]
+    pub const fn fragment_program(self) -> u32 {
+        match self {
+            Self::Pod => return_program::POD_FRAGMENT,
+            Self::Uplink => return_program::UPLINK_FRAGMENT,
+        }
+    }
+}
+
 /// What becomes of a packet from a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum Reply {
@@ -52,7 +63,7 @@ pub enum Reply {
         headers: Headers,
         /// The VIP.
         vip: Address,
-        /// Its port, host order.
+        /// Its port, host order; 0 where the packet is a fragment that carries none.
         port: u16,
         /// The id of the backend that the reply is counted under.
         backend: u32,
@@ -66,6 +77,8 @@ pub enum Reply {
     },
     /// An ICMP message, for [`to_client`](crate::icmp::to_client) to decide about.
     Message,
+    /// A fragment, for [`slow_reply`](crate::slow_reply::reply) to decide.
+    Fragment,
     /// The answer to the agent's self-test, which is counted under the backend and goes no further.
     Answer {
         /// The backend's id.
@@ -79,7 +92,25 @@ const UNRECORDED: u64 = u64::MAX;
 /// Decides about a packet that leaves a pod.
 #[inline(always)]
 pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
-    let (headers, source_port, destination_port, flags) = match transport(frame) {
+    let Some(headers) = headers::parse(frame) else {
+        return Reply::Pass(Reason::NotAReply);
+    };
+    if let Some(defect) = headers.defect {
+        return if matches!(defect, Reason::Fragment) { Reply::Fragment } else { Reply::Pass(Reason::NotAReply) };
+    }
+    decide(frame, tables, place, headers, true)
+}
+
+/// The same where the headers are known to be whole; `learns` where the pod is to be learned about, too.
+#[inline(always)]
+pub(crate) fn decide<F: Frame, T: ReturnTables>(
+    frame: &F,
+    tables: &T,
+    place: Place,
+    headers: Headers,
+    learns: bool,
+) -> Reply {
+    let (source_port, destination_port, flags) = match transport(frame, &headers) {
         Ok(transport) => transport,
         Err(reply) => return reply,
     };
@@ -98,7 +129,8 @@ pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> 
         Through::Service { .. } if place == Place::Pod && headers.hops <= 1 => Reply::Pass(Reason::TtlExceeded),
         Through::Service { backend, vip, port, heard } => {
             let Heard { endpoint, netns_id, is_opaque, is_due } = heard;
-            if is_due
+            if learns
+                && is_due
                 && headers.protocol == protocol::TCP
                 && let Some(payload) = has_payload(frame, &headers)
                 && (is_opaque || payload && flags & (flag::SYN | flag::RST) == 0)
@@ -276,7 +308,10 @@ pub enum Observed {
 /// delivers comes by; at the uplink, what is addressed to endpoints that the stack delivers to.
 #[inline(always)]
 pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Observed {
-    let Ok((headers, source_port, destination_port, flags)) = transport(frame) else {
+    let Some(headers) = headers::parse(frame).filter(|headers| headers.defect.is_none()) else {
+        return Observed::Pass(Reason::NotForUs);
+    };
+    let Ok((source_port, destination_port, flags)) = transport(frame, &headers) else {
         return Observed::Pass(Reason::NotForUs);
     };
     if headers.protocol != protocol::TCP {
@@ -308,14 +343,10 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
     }
 }
 
-/// Headers, source port, destination port and TCP flags of a whole TCP or UDP packet; what becomes of any other.
+/// Source port, destination port and TCP flags of a TCP or UDP packet; what becomes of any other.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F) -> Result<(Headers, u16, u16, u8), Reply> {
+fn transport<F: Frame>(frame: &F, headers: &Headers) -> Result<(u16, u16, u8), Reply> {
     const OTHER: Reply = Reply::Pass(Reason::NotAReply);
-    let headers = headers::parse(frame).ok_or(OTHER)?;
-    if headers.defect.is_some() {
-        return Err(OTHER);
-    }
     let flags = match headers.protocol {
         protocol::TCP => frame.at::<TCP>(headers.l4).ok_or(OTHER)?.get::<13, u8>(),
         protocol::UDP => 0,
@@ -324,5 +355,5 @@ fn transport<F: Frame>(frame: &F) -> Result<(Headers, u16, u16, u8), Reply> {
         _ => return Err(OTHER),
     };
     let ports = frame.at::<UDP>(headers.l4).ok_or(OTHER)?;
-    Ok((headers, u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
+    Ok((u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
 }

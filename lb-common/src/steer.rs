@@ -46,6 +46,8 @@ pub enum Verdict {
     },
     /// For [`slow`](crate::slow::slow) to decide, untouched.
     Slow,
+    /// For [`fragment`](crate::slow::fragment) to decide, untouched.
+    Fragment,
 }
 
 impl Verdict {
@@ -55,7 +57,7 @@ impl Verdict {
         match self {
             Self::Pass(reason) | Self::Drop(reason) | Self::Transmit(reason) => reason,
             Self::Redirect { .. } | Self::Peer { .. } | Self::Stack { .. } => Reason::Forwarded,
-            Self::Slow => Reason::NoSlowPath,
+            Self::Slow | Self::Fragment => Reason::NoSlowPath,
         }
     }
 }
@@ -209,13 +211,13 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
             return Verdict::Pass(Reason::NotForUs);
         }
         return match defect {
-            Reason::Fragment => Verdict::Slow,
+            Reason::Fragment => Verdict::Fragment,
             Reason::OtherProtocol => Verdict::Pass(defect),
             _ => Verdict::Drop(defect),
         };
     }
     match headers.protocol {
-        protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers),
+        protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers, |_, _, _| true),
         _ if !is_vip(tables, headers.destination) => Verdict::Pass(Reason::NotForUs),
         protocol::ICMP if headers.is_v4 => Verdict::Slow,
         protocol::ICMPV6 if !headers.is_v4 => Verdict::Slow,
@@ -229,8 +231,15 @@ pub fn is_vip<T: Tables>(tables: &T, address: Address) -> bool {
     tables.service(&ServiceKey::of_vip(address)).is_some()
 }
 
+/// Steers by ports and service. `noted` is told the chosen backend and its place before anything is rewritten; where it
+/// says no, there is no room for the record of a fragment.
 #[inline(always)]
-fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Headers) -> Verdict {
+pub(crate) fn steer_transport<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    headers: &Headers,
+    noted: impl FnOnce(&F, u32, &Backend) -> bool,
+) -> Verdict {
     let Some(transport) = frame.at::<UDP>(headers.l4) else {
         // Within the IP packet, as the parser saw, but not in what this program can reach.
         return Verdict::Pass(Reason::NotForUs);
@@ -254,8 +263,8 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         flow_hash(tables.maglev_seed(), headers.source.words(), headers.destination.words(), ports, headers.protocol);
     let flags = tcp_flags(frame, headers);
     let opens = session::opens(flags);
-    let backend = match choose(tables, headers, &service, hash, source_port, Kind::Packet { flags }) {
-        Choice::Backend(backend) => backend,
+    let (place, backend) = match choose(tables, headers, &service, hash, source_port, Kind::Packet { flags }) {
+        Choice::Backend(place, backend) => (place, backend),
         Choice::Nobody => return answer::refuse(frame, tables, headers, Reason::NoBackend),
         Choice::Broken => return Verdict::Drop(Reason::BrokenTable),
     };
@@ -277,6 +286,9 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
         return answer::icmp_error(frame, tables, headers, error);
     }
     if is_direct {
+        if !noted(frame, place, backend) {
+            return Verdict::Drop(Reason::FragmentsFull);
+        }
         return into_pod(frame, headers, backend);
     }
     let is_recorded = backend.flags & backend_flags::RECORD != 0;
@@ -288,6 +300,9 @@ fn steer_transport<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Hea
             Claim::Foreign => return Verdict::Drop(Reason::ForeignSession),
             Claim::NoSession => return answer::refuse(frame, tables, headers, Reason::NoSession),
         }
+    }
+    if !noted(frame, place, backend) {
+        return Verdict::Drop(Reason::FragmentsFull);
     }
     rewrite(frame, headers, backend);
     if is_recorded_udp(headers, &service) {
@@ -337,8 +352,8 @@ pub enum Kind {
 
 /// Where a packet of a service goes.
 pub enum Choice<'a> {
-    /// To this one.
-    Backend(&'a Backend),
+    /// To this one, with its place in `backends`.
+    Backend(u32, &'a Backend),
     /// No backend takes new connections, and none has this one.
     Nobody,
     /// The tables contradict each other.
@@ -377,8 +392,9 @@ pub fn choose<'a, T: Tables>(
     if owner >= service.backends_count {
         return if owner == NO_OWNER { Choice::Nobody } else { Choice::Broken };
     }
-    match tables.backend(service.backends.wrapping_add(owner as u32)) {
-        Some(backend) => Choice::Backend(backend),
+    let place = service.backends.wrapping_add(owner as u32);
+    match tables.backend(place) {
+        Some(backend) => Choice::Backend(place, backend),
         None => Choice::Broken,
     }
 }
@@ -577,15 +593,14 @@ const fn connection(client: Address, client_port: u16, protocol: u8, backend: &B
 /// `-0x100` whatever it was.
 const ONE_HOP: u64 = 0xfeffu16.to_be() as u64;
 
-/// Destination address and port become the backend's; one hop is used up.
+/// Destination address becomes the backend's; one hop is used up.
 #[inline(always)]
-fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
+pub(crate) fn rewrite_network<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
     let new = backend.address.words();
-    let address_change = backend.address_change as u64;
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
-        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, address_change + ONE_HOP));
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, backend.address_change as u64 + ONE_HOP));
         ip.put::<{ v4::TTL }, u8>(headers.hops - 1);
         ip.put::<{ v4::DESTINATION }, u32>(backend.address.v4_word());
     } else {
@@ -594,9 +609,15 @@ fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
         ip.put::<{ v6::DESTINATION }, u64>(new[0]);
         ip.put::<{ v6::DESTINATION + 8 }, u64>(new[1]);
     }
+}
+
+/// Destination address and port become the backend's; one hop is used up.
+#[inline(always)]
+fn rewrite<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
+    rewrite_network(frame, headers, backend);
     let Some(ports) = frame.at::<UDP>(headers.l4) else { return };
     let port = backend.port.to_be();
-    let change = address_change + checksum::change16(ports.get::<2, _>(), port);
+    let change = backend.address_change as u64 + checksum::change16(ports.get::<2, _>(), port);
     ports.put::<2, u16>(port);
     if headers.protocol == protocol::TCP {
         let Some(check) = frame.at::<2>(headers.l4 + 16) else { return };

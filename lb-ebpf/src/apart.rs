@@ -8,13 +8,18 @@ use lb_common::{
     abi::NO_OWNER,
     address::Address,
     affinity,
+    fragments::{Key, Record},
     icmp::Client,
     opaque::{self, Segment},
     session::{self, Claim, Claimed},
     steer::{self, Offer},
 };
 
-use crate::{egress, frame::SkbFrame, maps::Maps};
+use crate::{
+    egress,
+    frame::SkbFrame,
+    maps::{self, Maps},
+};
 
 /// See [`lb_common::steer::offer`].
 #[unsafe(no_mangle)]
@@ -103,5 +108,30 @@ pub extern "C" fn sluice_ask(skb: *mut __sk_buff, way: *const Client) -> u32 {
     match (Maps::get(skb.cast()), unsafe { way.as_ref() }) {
         (Some(maps), Some(way)) => egress::ask(&SkbFrame { skb }, maps.settings, way) as u32,
         _ => TC_ACT_SHOT as u32,
+    }
+}
+
+/// See [`lb_common::fragments::find`]: puts the record into `record`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_find_fragment(key: *const Key, record: *mut Record, last: u32) -> u32 {
+    // SAFETY: null, or a key and a record that live across the call, and are nobody else's.
+    match (Maps::get(core::ptr::null_mut()), unsafe { key.as_ref() }, unsafe { record.as_mut() }) {
+        (Some(maps), Some(key), Some(record)) => {
+            *record = maps::find_fragment(&maps, key, last != 0);
+            1
+        }
+        _ => 0,
+    }
+}
+
+/// See [`lb_common::fragments::record`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_record_fragment(key: *const Key, record: *const Record) -> u32 {
+    // SAFETY: null, or a key and a record that live across the call.
+    match (Maps::get(core::ptr::null_mut()), unsafe { key.as_ref() }, unsafe { record.as_ref() }) {
+        (Some(maps), Some(key), Some(record)) => maps::record_fragment(&maps, key, *record) as u32,
+        _ => 0,
     }
 }

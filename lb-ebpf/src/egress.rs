@@ -34,31 +34,39 @@ const FIB_SUCCESS: i64 = 0;
 const FIB_NOT_FORWARDED: i64 = 4;
 const FIB_NO_NEIGHBOUR: i64 = 7;
 
-/// Source address and port become the VIP's; `hop` uses up one. False where the packet could not be written.
+/// Source address and port become the VIP's, the address alone where the port is 0, of a later fragment; `hop` uses up
+/// one. False where the packet could not be written.
 #[inline(always)]
 pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u16, hop: bool) -> bool {
-    let Some(ports) = frame.at::<4>(headers.l4) else { return false };
-    let (old_port, new_port) = (ports.get::<0, u16>(), port.to_be());
     let hops = headers.hops.wrapping_sub(hop as u8);
     // The TTL is the first byte of its word, the hop limit the second.
     let word = |hops: u8| if headers.is_v4 { u16::from_ne_bytes([hops, 0]) } else { u16::from_ne_bytes([0, hops]) };
-    let change = Change {
+    let mut change = Change {
         addresses: checksum::change_address(headers.source, vip, headers.is_v4) as u64,
-        ports: checksum::change16(old_port, new_port),
+        ports: 0,
         hops: checksum::change16(word(headers.hops), word(hops)),
     };
     let summed = summed::of(frame.skb);
-    let written = match summed {
-        sums::NONE | sums::UNNECESSARY | sums::COMPLETE | sums::PARTIAL => {
-            put_checksum(frame, headers, summed, &change)
+    if port != 0 {
+        let Some(ports) = frame.at::<4>(headers.l4) else { return false };
+        let (old_port, new_port) = (ports.get::<0, u16>(), port.to_be());
+        change.ports = checksum::change16(old_port, new_port);
+        let written = match summed {
+            sums::NONE | sums::UNNECESSARY | sums::COMPLETE | sums::PARTIAL => {
+                put_checksum(frame, headers, summed, &change)
+            }
+            _ => ask_checksum(frame, headers, &change, (old_port, new_port)),
+        };
+        if !written {
+            return false;
         }
-        _ => ask_checksum(frame, headers, &change, (old_port, new_port)),
-    };
-    if !written {
-        return false;
+        let Some(ports) = frame.at::<4>(headers.l4) else { return false };
+        ports.put::<0, u16>(new_port);
+    } else if summed == sums::COMPLETE {
+        let sum = sums::packet_change(headers.is_v4, change.addresses, 0, change.hops, false);
+        // SAFETY: the kernel's context; the packet stays where it is.
+        unsafe { bpf_csum_update(frame.skb, sum as u32) };
     }
-    let Some(ports) = frame.at::<4>(headers.l4) else { return false };
-    ports.put::<0, u16>(new_port);
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return false };
         let check = ip.get::<{ v4::CHECKSUM }, u16>();

@@ -11,19 +11,24 @@ use lb_common::packet::{
     kernel::{Raw, window},
 };
 
-/// A frame in an XDP program.
-pub struct XdpFrame {
+/// A frame in an XDP program. Its start is read afresh each time where `FRESH`: see [`SkbFrame::bounds`]. The program that
+/// all packets pay for does without, as long as the compiler lets it.
+pub struct XdpFrame<const FRESH: bool> {
     /// The kernel's context.
     pub context: *mut xdp_md,
 }
 
-impl XdpFrame {
+impl<const FRESH: bool> XdpFrame<FRESH> {
     /// Start and end. The end is read afresh each time, or the compiler would conclude one comparison from another
     /// and leave the verifier without it.
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         // SAFETY: the kernel's context is valid for the whole program.
-        unsafe { ((*self.context).data as usize, addr_of!((*self.context).data_end).read_volatile() as usize) }
+        unsafe {
+            let start = addr_of!((*self.context).data);
+            let start = if FRESH { start.read_volatile() } else { start.read() };
+            (start as usize, addr_of!((*self.context).data_end).read_volatile() as usize)
+        }
     }
 
     /// Bytes of the whole frame, those in fragments included.
@@ -34,7 +39,7 @@ impl XdpFrame {
     }
 }
 
-impl Frame for XdpFrame {
+impl<const FRESH: bool> Frame for XdpFrame<FRESH> {
     type View<'a, const N: usize> = Raw<N>;
 
     #[inline(always)]

@@ -18,12 +18,13 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    headers::ETHERNET,
+    headers::{self, ETHERNET, Headers},
     icmp::{self, Client, Told},
     mark::{self, Mark},
     packet::{Frame, View},
     reason::Reason,
     reply::{Observed, Place, Reply, observe, reply},
+    slow_reply::{self, FragmentAction, FragmentReply},
 };
 
 use crate::{
@@ -47,6 +48,13 @@ pub fn sluice_xdp(context: XdpContext) -> u32 {
 #[inline(always)]
 pub fn sluice_xdp_slow(context: XdpContext) -> u32 {
     uplink::steer_slowly(context.ctx)
+}
+
+/// Called by `sluice_xdp` through `programs`: decides about fragments.
+#[xdp(frags)]
+#[inline(always)]
+pub fn sluice_xdp_fragment(context: XdpContext) -> u32 {
+    uplink::steer_fragment(context.ctx)
 }
 
 /// Pod's host-side interface, tc ingress: replies get the VIP as their source and leave.
@@ -96,6 +104,20 @@ pub fn sluice_uplink_out(context: TcContext) -> i32 {
 #[inline(always)]
 pub fn sluice_return_slow(context: TcContext) -> i32 {
     tell(context.skb.skb)
+}
+
+/// Called by `sluice_return` through `return_programs`: decides about fragments.
+#[classifier]
+#[inline(always)]
+pub fn sluice_return_fragment(context: TcContext) -> i32 {
+    rewrite_fragment(context.skb.skb, Place::Pod)
+}
+
+/// Called by `sluice_uplink_out` through `return_programs`: the same.
+#[classifier]
+#[inline(always)]
+pub fn sluice_out_fragment(context: TcContext) -> i32 {
+    rewrite_fragment(context.skb.skb, Place::Uplink)
 }
 
 /// Attached nowhere: brings a frame of the self-test in by `BPF_PROG_TEST_RUN` where XDP is generic, so that it meets
@@ -148,27 +170,84 @@ fn rewrite_reply(context: &TcContext, place: Place) -> i32 {
         }
         Reply::Leave { headers, backend } => {
             let way = Client { client: headers.destination, vip: headers.source, backend, pad: 0 };
-            count_replied(backend, bytes);
-            return egress::leave(&frame, maps.settings, &way);
+            if egress::fit(&frame, maps.settings, &headers, &way) == Fit::Whole {
+                count_replied(backend, bytes);
+                return egress::leave(&frame, maps.settings, &way);
+            }
+            (TC_ACT_UNSPEC, Reason::ReplyTooBig)
         }
         Reply::Message => {
             // Comes back only where the program is not there.
             maps::call_return_slow(context, place);
             (TC_ACT_UNSPEC, Reason::NoSlowPath)
         }
+        Reply::Fragment => {
+            // As above. What would leave under the pod's address is of no use to anybody.
+            maps::call_return(context, place.fragment_program());
+            (TC_ACT_SHOT, Reason::NoSlowPath)
+        }
         Reply::Rewrite { headers, vip, port, backend } => {
             let way = Client { client: headers.destination, vip, backend, pad: 0 };
-            let fit = if place == Place::Pod { egress::fit(&frame, maps.settings, &headers, &way) } else { Fit::Whole };
-            if fit == Fit::TooBig {
-                (TC_ACT_UNSPEC, Reason::ReplyTooBig)
-            } else if egress::rewrite_source(&frame, &headers, vip, port, place == Place::Pod) {
-                count_replied(backend, bytes);
-                return match fit {
-                    Fit::Whole if place == Place::Pod => egress::leave(&frame, maps.settings, &way),
-                    _ => TC_ACT_UNSPEC,
-                };
-            } else {
-                (TC_ACT_SHOT, Reason::NoRoom)
+            match send(&frame, &maps, place, &headers, &way, port) {
+                Ok(action) => return action,
+                Err(refused) => refused,
+            }
+        }
+    };
+    count_reason(reason.index(), bytes);
+    action
+}
+
+/// Gives a reply its source and sends it; else the action, and why it was not done.
+#[inline(always)]
+fn send(
+    frame: &SkbFrame,
+    maps: &Maps,
+    place: Place,
+    headers: &Headers,
+    way: &Client,
+    port: u16,
+) -> Result<i32, (i32, Reason)> {
+    let bytes = frame.length() as u64;
+    let fit = if place == Place::Pod { egress::fit(frame, maps.settings, headers, way) } else { Fit::Whole };
+    if fit == Fit::TooBig {
+        return Err((TC_ACT_UNSPEC, Reason::ReplyTooBig));
+    }
+    // What the stack sends on loses its hop there.
+    if !egress::rewrite_source(frame, headers, way.vip, port, place == Place::Pod && fit == Fit::Whole) {
+        return Err((TC_ACT_SHOT, Reason::NoRoom));
+    }
+    count_replied(way.backend, bytes);
+    Ok(match fit {
+        Fit::Whole if place == Place::Pod => egress::leave(frame, maps.settings, way),
+        Fit::Whole | Fit::InPieces | Fit::TooBig => TC_ACT_UNSPEC,
+    })
+}
+
+/// As [`rewrite_reply`], of a fragment.
+#[inline(always)]
+fn rewrite_fragment(skb: *mut __sk_buff, place: Place) -> i32 {
+    let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
+    let frame = SkbFrame::new(skb);
+    // `reply` has read the same.
+    let Some(headers) = headers::parse(&frame) else { return TC_ACT_UNSPEC };
+    let Some(piece) = headers::piece(&frame, &headers) else { return TC_ACT_UNSPEC };
+    let decided = slow_reply::reply(&frame, &maps, place, &headers, &piece);
+    let FragmentReply { action, reason, vip, port, backend } = decided;
+    let bytes = frame.length() as u64;
+    let way = Client { client: headers.destination, vip, backend, pad: 0 };
+    let (action, reason) = match action {
+        FragmentAction::Pass => (TC_ACT_UNSPEC, reason),
+        FragmentAction::Drop => (TC_ACT_SHOT, reason),
+        FragmentAction::Leave => {
+            count_replied(backend, bytes);
+            return egress::leave(&frame, maps.settings, &way);
+        }
+        FragmentAction::Rewrite => {
+            let headers = Headers { l4: piece.l4, protocol: piece.protocol, ..headers };
+            match send(&frame, &maps, place, &headers, &way, port) {
+                Ok(action) => return action,
+                Err(refused) => refused,
             }
         }
     };

@@ -22,12 +22,14 @@ use lb_common::{
     },
     address::Address,
     flow::{self, Key, State},
+    fragments::{self, Clock, Record},
     index::{self, EndpointBucket, Probe, ServiceBucket},
     limiter::{self, Class},
     opaque::Segment,
     reason::{REASONS, Reason},
     reply::{Place, ReturnTables},
     session::{Claim, Claimed, Sessions, Socket},
+    slow::Fragments,
     steer::{Offer, Tables},
 };
 
@@ -42,6 +44,9 @@ static ENDPOINT_INDEX_LOG2: Global<u32> = Global::new(0);
 /// Logarithm to base 2 of the buckets in `flows`; set by the loader.
 #[unsafe(no_mangle)]
 static FLOWS_LOG2: Global<u32> = Global::new(0);
+/// Logarithm to base 2 of the buckets in `fragments`; set by the loader.
+#[unsafe(no_mangle)]
+static FRAGMENTS_LOG2: Global<u32> = Global::new(0);
 
 /// VIP, protocol, port → service. Written by the agent, read by `sluice_xdp` where the index doesn't know. 4.18.
 #[btf_map(name = "services")]
@@ -106,6 +111,10 @@ static REASON_COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 
+/// Whose the datagrams are that are under way in fragments. Written and read by `sluice_xdp_slow` and the return
+/// programs. 5.12 (atomic compare-exchange).
+#[btf_map(name = "fragments")]
+static FRAGMENTS: Array<fragments::Bucket, 1, MMAPABLE> = Array::new();
 /// What `sluice_xdp` goes on in. Written by the agent before anything is attached. 4.20.
 #[btf_map(name = "programs")]
 static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new();
@@ -138,11 +147,11 @@ pub fn redirect(tx_port: u32) -> bool {
     TX_PORTS.redirect(tx_port, 0).is_ok()
 }
 
-/// Goes on in `sluice_xdp_slow`. Comes back where that is not in its place.
+/// Goes on in a program of `programs`. Comes back where that is not in its place.
 #[inline(always)]
-pub fn call_slow(context: &XdpContext) {
+pub fn call(context: &XdpContext, program: u32) {
     // SAFETY: nothing here has a destructor that would be left out.
-    unsafe { PROGRAMS.tail_call(context, program::SLOW) };
+    unsafe { PROGRAMS.tail_call(context, program) };
 }
 
 /// Goes on in `sluice_return_slow`, which is told the place. Comes back where that is not in its place.
@@ -159,6 +168,13 @@ pub fn call_return_slow(context: &TcContext, place: Place) {
 pub fn place_named(skb: *mut __sk_buff) -> Place {
     // SAFETY: as above.
     if unsafe { (*skb).cb[0] } != 0 { Place::Uplink } else { Place::Pod }
+}
+
+/// Goes on in a program of `return_programs`. Comes back where that is not in its place.
+#[inline(always)]
+pub fn call_return(context: &TcContext, program: u32) {
+    // SAFETY: as above.
+    unsafe { RETURN_PROGRAMS.tail_call(context, program) };
 }
 
 /// The uplink with this interface index.
@@ -199,6 +215,16 @@ impl Maps {
     #[inline(always)]
     fn flow_bucket(&self, key: &Key) -> Option<&'static flow::Bucket> {
         FLOWS.get(top_bits(key.hash(self.table_seed), FLOWS_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn fragment_bucket(&self, key: &fragments::Key) -> Option<&'static fragments::Bucket> {
+        FRAGMENTS.get(top_bits(key.hash(self.table_seed), FRAGMENTS_LOG2.load()))
+    }
+
+    #[inline(always)]
+    fn fragment_clock(&self) -> Clock {
+        Clock { now: jiffies() as u32, lifetime: self.settings.fragment_lifetime as u32 }
     }
 
     #[inline(always)]
@@ -479,6 +505,34 @@ impl Sessions for Maps {
         // SAFETY: this CPU's own element.
         limiter::admit(unsafe { &mut *bucket }, &self.settings.limits[class as usize], jiffies())
     }
+}
+
+impl Fragments for Maps {
+    #[inline(always)]
+    fn fragment(&self, key: &fragments::Key, last: bool) -> Record {
+        let mut record = Record::NONE;
+        crate::apart::sluice_find_fragment(key, &mut record, last as u32);
+        record
+    }
+
+    #[inline(always)]
+    fn record_fragment(&self, key: &fragments::Key, record: Record) -> bool {
+        crate::apart::sluice_record_fragment(key, &record) != 0
+    }
+}
+
+/// See [`fragments::find`].
+#[inline(always)]
+pub fn find_fragment(maps: &Maps, key: &fragments::Key, last: bool) -> Record {
+    let Some(bucket) = maps.fragment_bucket(key) else { return Record::NONE };
+    fragments::find(bucket, key, maps.fragment_clock(), last)
+}
+
+/// See [`fragments::record`].
+#[inline(always)]
+pub fn record_fragment(maps: &Maps, key: &fragments::Key, record: Record) -> bool {
+    let Some(bucket) = maps.fragment_bucket(key) else { return false };
+    fragments::record(bucket, key, record, maps.fragment_clock())
 }
 
 /// `struct bpf_sock_tuple` of IPv4 (include/uapi/linux/bpf.h): remote and local address, remote and local port.

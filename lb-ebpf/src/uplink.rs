@@ -5,15 +5,16 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
+    abi::program,
     packet::Frame,
     reason::Reason,
-    slow::slow,
+    slow::{fragment, slow},
     steer::{Verdict, steer},
 };
 
 use crate::{
     frame::XdpFrame,
-    maps::{Maps, call_slow, count_forwarded, count_reason, redirect},
+    maps::{Maps, call, count_forwarded, count_reason, redirect},
 };
 
 /// Steers one frame and returns its XDP action.
@@ -22,25 +23,38 @@ pub fn steer_frame(context: XdpContext) -> u32 {
     let Some(maps) = Maps::get(context.ctx.cast()) else {
         return xdp_action::XDP_PASS;
     };
-    let mut frame = XdpFrame { context: context.ctx };
+    let mut frame = XdpFrame::<false> { context: context.ctx };
     let bytes = frame.length() as u64;
     let verdict = steer(&mut frame, &maps);
-    if verdict == Verdict::Slow {
-        // Comes back only where the program is not there.
-        call_slow(&context);
+    // Comes back only where the program is not there.
+    match verdict {
+        Verdict::Slow => call(&context, program::SLOW),
+        Verdict::Fragment => call(&context, program::FRAGMENT),
+        _ => {}
     }
     act(verdict, bytes)
 }
 
-/// The same for what `steer` has put off.
+/// The same for ICMP messages, which `steer` has put off.
 #[inline(always)]
 pub fn steer_slowly(context: *mut xdp_md) -> u32 {
     let Some(maps) = Maps::get(context.cast()) else {
         return xdp_action::XDP_PASS;
     };
-    let mut frame = XdpFrame { context };
+    let mut frame = XdpFrame::<true> { context };
     let bytes = frame.length() as u64;
     act(slow(&mut frame, &maps), bytes)
+}
+
+/// The same for fragments.
+#[inline(always)]
+pub fn steer_fragment(context: *mut xdp_md) -> u32 {
+    let Some(maps) = Maps::get(context.cast()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let mut frame = XdpFrame::<true> { context };
+    let bytes = frame.length() as u64;
+    act(fragment(&mut frame, &maps), bytes)
 }
 
 #[inline(always)]
@@ -56,7 +70,7 @@ fn act(verdict: Verdict, bytes: u64) -> u32 {
         Verdict::Pass(reason) => (xdp_action::XDP_PASS, reason),
         Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason),
         Verdict::Transmit(reason) => (xdp_action::XDP_TX, reason),
-        Verdict::Slow => (xdp_action::XDP_DROP, Reason::NoSlowPath),
+        Verdict::Slow | Verdict::Fragment => (xdp_action::XDP_DROP, Reason::NoSlowPath),
     };
     count_reason(reason.index(), bytes);
     action

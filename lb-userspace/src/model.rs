@@ -67,11 +67,20 @@ pub struct Capacities {
     pub bypasses: u32,
     /// Entries of the flow cache (recorded UDP).
     pub flows: u32,
+    /// Datagrams under way in fragments.
+    pub fragments: u32,
 }
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { services: 4096, backends: 16_384, maglev_slots: 1 << 22, bypasses: 1 << 16, flows: 1 << 18 }
+        Self {
+            services: 4096,
+            backends: 16_384,
+            maglev_slots: 1 << 22,
+            bypasses: 1 << 16,
+            flows: 1 << 18,
+            fragments: 1 << 14,
+        }
     }
 }
 

@@ -32,6 +32,12 @@ const SHARED: [(&str, &str, &str, &str); 3] = [
         "/// Whether a backend is opaque",
         "pub use lb_common::opaque::Segment;\n",
     ),
+    (
+        "slow",
+        "/// What is asked and told about",
+        "/// Decides what becomes of a frame that",
+        "pub use lb_common::slow::Fragments;\n",
+    ),
 ];
 
 /// Writes the mutants' source to `to`.
@@ -49,7 +55,7 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let control = ("nothing is changed", "", "", "");
     for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, flow, limiter, mark, packet, reason, reply}};")?;
+        writeln!(out, "use lb_common::{{abi, address, flow, fragments, limiter, mark, packet, reason, reply}};")?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {

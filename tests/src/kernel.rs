@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray, xdp::DevMap},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp},
+    programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp},
     util::nr_cpus,
 };
 use lb_common::{
@@ -17,14 +17,14 @@ use lb_common::{
         Traffic, Uplink, program, return_program,
     },
     address::Address,
-    flow,
+    flow, fragments,
     index::{self, EndpointBucket, ServiceBucket},
     reason::{REASONS, Reason},
 };
-use lb_userspace::dataplane::summed::Summed;
+use lb_userspace::dataplane::{object::CALLED_PROGRAMS, summed::Summed};
 use shared::Shared;
 
-use crate::world::{Outcome, Snapshot, content::Content, records};
+use crate::world::{Outcome, Snapshot, content::Content, forget_fragments, fragment_records, records};
 
 /// Loopback, which is in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -54,6 +54,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     out: Vec<u8>,
     flows: Shared<flow::Bucket>,
+    fragments: Shared<fragments::Bucket>,
     table_seed: u64,
     bypass_counts: Shared<BypassCount>,
 }
@@ -74,7 +75,7 @@ impl Kernel {
     pub fn load(object: &PathBuf, content: &Content) -> Self {
         let mut bytes = std::fs::read(object).expect("the object can be read");
         if let Some(summed) = Summed::of_kernel() {
-            assert_eq!(summed.fill(&mut bytes), 2, "one place in each return program");
+            assert_eq!(summed.fill(&mut bytes), 4, "one place in each program that rewrites replies");
         }
         Self::load_bytes(&bytes, content)
     }
@@ -102,6 +103,7 @@ impl Kernel {
             ("bypasses", content.bypasses_capacity),
             ("endpoint_bypasses", content.endpoint_ids),
             ("flows", 1 << flows_log2),
+            ("fragments", 1 << content.fragments_log2),
             ("backend_counters", content.backend_vips.len()),
         ] {
             loader.map_max_entries(name, entries as u32);
@@ -109,23 +111,31 @@ impl Kernel {
         loader.override_global("SERVICE_INDEX_LOG2", &content.index_log2, true);
         loader.override_global("ENDPOINT_INDEX_LOG2", &content.index_log2, true);
         loader.override_global("FLOWS_LOG2", &content.flows_log2, true);
+        loader.override_global("FRAGMENTS_LOG2", &content.fragments_log2, true);
         let mut ebpf = loader.load(bytes).expect("the object loads");
         fill_tables(&mut ebpf, content);
         fill_indexes(&ebpf, content);
-        for name in ["sluice_xdp", "sluice_xdp_slow"] {
+        for name in ["sluice_xdp", "sluice_xdp_slow", "sluice_xdp_fragment"] {
             let xdp: &mut Xdp = ebpf.program_mut(name).expect("in the object").try_into().expect("an XDP program");
             xdp.load().expect("the verifier accepts the XDP programs");
         }
-        set_slow_path(&mut ebpf);
-        for name in ["sluice_return", "sluice_return_slow", "sluice_uplink_out", "sluice_bypass"] {
+        for name in [
+            "sluice_return",
+            "sluice_return_slow",
+            "sluice_return_fragment",
+            "sluice_uplink_out",
+            "sluice_out_fragment",
+            "sluice_bypass",
+        ] {
             let tc: &mut SchedClassifier = ebpf.program_mut(name).expect("in the object").try_into().expect("tc");
             tc.load().expect("the verifier accepts the tc programs");
         }
-        set_slow_return(&mut ebpf);
+        set_slow_path(&mut ebpf);
         let flows = Shared::of(&ebpf, "flows", 1 << flows_log2);
+        let fragments = Shared::of(&ebpf, "fragments", 1 << content.fragments_log2);
         let bypass_counts = Shared::of(&ebpf, "endpoint_bypasses", content.endpoint_ids);
         let table_seed = content.settings.table_seed;
-        Self { ebpf, out: vec![0; LONGEST], flows, table_seed, bypass_counts }
+        Self { ebpf, out: vec![0; LONGEST], flows, fragments, table_seed, bypass_counts }
     }
 
     /// Runs `sluice_xdp` on a frame of at least 14 bytes.
@@ -185,6 +195,7 @@ impl Kernel {
             bypasses: bypasses.collect(),
             bypass_counts: self.bypass_counts.iter().map(|count| count.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
+            fragments: self.fragments.iter().map(fragment_records).collect(),
             tokens: self
                 .per_cpu("limiters", |sum: &mut Bucket, bucket: Bucket| {
                     sum.tokens += bucket.tokens;
@@ -220,6 +231,7 @@ impl Kernel {
         let keys: Vec<_> = bypasses.keys().map(|key| key.expect("map iteration")).collect();
         keys.iter().for_each(|key| bypasses.remove(key).expect("the entry is there"));
         self.bypass_counts.iter().for_each(|count| count.count.store(0));
+        self.fragments.iter().for_each(forget_fragments);
         for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
             entry.control.store(0);
             entry.client[0].store(0);
@@ -234,6 +246,33 @@ impl Kernel {
             .insert(key, Bypass { backend, since: 0 }, 0)
             .expect("there is room");
         self.bypass_counts[endpoint as usize].count.add(1);
+    }
+
+    /// Puts the record of a datagram there, as its first fragment would have at this time of the kernel's clock.
+    pub fn remember_fragment(&self, key: &fragments::Key, record: fragments::Record, clock: fragments::Clock) {
+        let bucket = key.hash(self.table_seed) >> 1 >> (63 - self.fragments.len().ilog2());
+        fragments::record(&self.fragments[bucket as usize], key, record, clock);
+    }
+
+    /// The time of any record of a datagram, in jiffies.
+    pub fn fragment_time(&self) -> Option<u32> {
+        let entries = self.fragments.iter().flat_map(|bucket| &bucket.entries);
+        entries.filter(|entry| entry.control.load() != 0).map(|entry| (entry.used.load() >> 32) as u32).next()
+    }
+
+    /// Writes a backend at its place, as the agent would.
+    pub fn set_backend(&mut self, place: u32, backend: &lb_common::abi::Backend) {
+        map_of::<Array<_, lb_common::abi::Backend>>(&mut self.ebpf, "backends")
+            .set(place, backend, 0)
+            .expect("within the map");
+    }
+
+    /// Makes every record of a datagram older by this many jiffies.
+    pub fn age_fragments(&self, jiffies: u32) {
+        for entry in self.fragments.iter().flat_map(|bucket| &bucket.entries) {
+            let used = entry.used.load();
+            entry.used.store_high(((used >> 32) as u32).wrapping_sub(jiffies));
+        }
     }
 
     /// The coarse time of any record in the flow cache.
@@ -292,17 +331,16 @@ fn map_of<'a, M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>>(e
 }
 
 fn set_slow_path(ebpf: &mut Ebpf) {
-    let slow: &Xdp = ebpf.program("sluice_xdp_slow").expect("loaded").try_into().expect("an XDP program");
-    let slow = slow.fd().and_then(|fd| Ok(fd.try_clone()?)).expect("a descriptor of a loaded program");
-    let mut programs: ProgramArray<_> = map_of(ebpf, "programs");
-    programs.set(program::SLOW, &slow, 0).expect("within the map");
-}
-
-fn set_slow_return(ebpf: &mut Ebpf) {
-    let slow: &SchedClassifier = ebpf.program("sluice_return_slow").expect("loaded").try_into().expect("tc");
-    let slow = slow.fd().and_then(|fd| Ok(fd.try_clone()?)).expect("a descriptor of a loaded program");
-    let mut programs: ProgramArray<_> = map_of(ebpf, "return_programs");
-    programs.set(return_program::SLOW, &slow, 0).expect("within the map");
+    for (map, position, name) in CALLED_PROGRAMS {
+        let fd = match ebpf.program_mut(name).expect("in the object") {
+            Program::Xdp(program) => program.fd(),
+            Program::SchedClassifier(program) => program.fd(),
+            other => panic!("{name} is {:?}", other.prog_type()),
+        };
+        let fd = fd.and_then(|fd| Ok(fd.try_clone()?)).expect("a descriptor of a loaded program");
+        let mut programs: ProgramArray<_> = map_of(ebpf, map);
+        programs.set(position, &fd, 0).expect("within the map");
+    }
 }
 
 fn fill_tables(ebpf: &mut Ebpf, content: &Content) {

@@ -6,7 +6,7 @@ pub mod generator;
 pub mod oracle;
 pub mod random;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 /// Source and destination MAC of a frame unless a test says otherwise.
 pub const CLIENT_MAC: [u8; 6] = [0x02, 0xc1, 0, 0, 0, 1];
@@ -74,7 +74,7 @@ impl Extension {
         }
     }
 
-    fn bytes(self, next: u8) -> Vec<u8> {
+    fn bytes(self, next: u8, identification: u32) -> Vec<u8> {
         let (units, unit) = match self {
             Self::HopByHop(units) | Self::Destination(units) | Self::Routing { units, .. } => (units, 8),
             Self::Authentication(units) => (units, 4),
@@ -85,7 +85,10 @@ impl Extension {
         bytes[1] = units;
         match self {
             Self::Routing { segments_left, .. } => bytes[3] = segments_left,
-            Self::Fragment(field) => bytes[2..4].copy_from_slice(&field.to_be_bytes()),
+            Self::Fragment(field) => {
+                bytes[2..4].copy_from_slice(&field.to_be_bytes());
+                bytes[4..8].copy_from_slice(&identification.to_be_bytes());
+            }
             // PadN over the rest (RFC 8200, 4.2), as far as its length goes.
             Self::HopByHop(_) | Self::Destination(_) => {
                 let rest = (bytes.len() - 4).min(255) as u8;
@@ -146,8 +149,10 @@ pub struct Packet {
     pub hops: u8,
     /// IPv4 options, padded to a multiple of four.
     pub options: Vec<u8>,
-    /// IPv4 identification.
+    /// Identification in IPv4 and in IPv6 fragment headers.
     pub identification: u16,
+    /// The bytes of transport header and payload that are in it; `None`: all.
+    pub part: Option<Range<usize>>,
     /// IPv4 flags and fragment offset.
     pub fragment: u16,
     /// IPv6 extension headers.
@@ -180,6 +185,7 @@ impl Packet {
             hops: 64,
             options: Vec::new(),
             identification: 0x1234,
+            part: None,
             fragment: 0,
             extensions: Vec::new(),
             transport: Transport::Other(59),
@@ -310,6 +316,36 @@ impl Packet {
         self
     }
 
+    /// Of this datagram.
+    pub fn identified(mut self, identification: u16) -> Self {
+        self.identification = identification;
+        self
+    }
+
+    /// Bytes of transport header and payload.
+    pub fn datagram_bytes(&self) -> usize {
+        self.transport_bytes().len()
+    }
+
+    /// The fragment with these bytes of transport header and payload, of which the first's number is a multiple of 8.
+    pub fn piece(&self, part: Range<usize>) -> Self {
+        let more = part.end < self.datagram_bytes();
+        let mut piece = self.clone();
+        if self.source.is_ipv4() {
+            piece.fragment = (part.start / 8) as u16 | if more { 0x2000 } else { 0 };
+        } else {
+            piece.extensions.push(Extension::Fragment(part.start as u16 | u16::from(more)));
+        }
+        piece.part = Some(part);
+        piece
+    }
+
+    /// The fragments that a sender makes, of at most this many bytes of the datagram each: a multiple of 8.
+    pub fn pieces(&self, size: usize) -> Vec<Self> {
+        let total = self.datagram_bytes();
+        (0..total).step_by(size).map(|start| self.piece(start..total.min(start + size))).collect()
+    }
+
     /// With the transport checksum filled this way.
     pub fn checksum(mut self, checksum: Checksum) -> Self {
         self.checksum = checksum;
@@ -355,6 +391,7 @@ impl Packet {
     /// The IP packet.
     pub fn ip(&self) -> Vec<u8> {
         let transport = self.transport_bytes();
+        let transport = self.part.clone().map_or(transport.clone(), |part| transport[part].to_vec());
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut options = self.options.clone();
@@ -377,7 +414,7 @@ impl Packet {
                 let mut extensions = Vec::new();
                 for (i, extension) in self.extensions.iter().enumerate() {
                     let next = self.extensions.get(i + 1).map_or(self.protocol(), |next| next.number());
-                    extensions.extend(extension.bytes(next));
+                    extensions.extend(extension.bytes(next, self.identification.into()));
                 }
                 let length = self.lied(extensions.len() + transport.len());
                 let first = self.extensions.first().map_or(self.protocol(), |first| first.number());

@@ -18,13 +18,14 @@ use lb_common::{
     address::Address,
     affinity,
     flow::{self, Key, State},
+    fragments::{self, Clock, Record},
     limiter::{self, Class},
     mark::{self, Mark},
     opaque::{self, Segment},
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{self, Claim, Claimed, Sessions, Socket},
-    slow,
+    slow::{self, Fragments},
     steer::{self, Offer, Tables, Verdict},
     word::Word,
 };
@@ -77,6 +78,8 @@ pub struct Snapshot {
     pub bypass_counts: Vec<u64>,
     /// By bucket and way, without the time.
     pub flows: Vec<[Option<(Key, u32)>; flow::WAYS]>,
+    /// By bucket and way, without the time.
+    pub fragments: Vec<[Option<(fragments::Key, Record)>; fragments::WAYS]>,
     /// Tokens by class, and whether the bucket has ever been used.
     pub tokens: [(u64, bool); 3],
 }
@@ -102,6 +105,7 @@ impl Snapshot {
         first("backend", &self.backends, &kernel.backends)
             .or_else(|| first("bypass count of endpoint", &self.bypass_counts, &kernel.bypass_counts))
             .or_else(|| first("tokens of class", &self.tokens, &kernel.tokens))
+            .or_else(|| first("fragment bucket", &self.fragments, &kernel.fragments))
             .or_else(|| {
                 let pairs = self.flows.iter().zip(&kernel.flows).enumerate();
                 // Which record a full bucket gives up depends on when each was written.
@@ -126,6 +130,7 @@ pub struct World {
     /// Connections that the pods' kernels have, of pods that can be asked.
     pub sockets: HashSet<BypassKey>,
     flows: Vec<flow::Bucket>,
+    fragments: Vec<fragments::Bucket>,
     buckets: RefCell<[Bucket; 3]>,
     reasons: RefCell<Vec<Counter>>,
     backend_counters: RefCell<Vec<Traffic>>,
@@ -160,6 +165,7 @@ impl World {
             flows: (0..1usize << content.flows_log2)
                 .map(|_| flow::Bucket { entries: std::array::from_fn(|_| entry()) })
                 .collect(),
+            fragments: (0..1usize << content.fragments_log2).map(|_| empty_bucket()).collect(),
             buckets: RefCell::default(),
             reasons: RefCell::new(vec![Counter::default(); REASONS]),
             backend_counters: RefCell::new(vec![Traffic::default(); content.backend_vips.len()]),
@@ -179,6 +185,7 @@ impl World {
             entry.client[1].store(0);
             entry.value.store(0);
         }
+        self.fragments.iter().for_each(forget_fragments);
         *self.buckets.get_mut() = [Bucket::default(); 3];
         self.reasons.get_mut().fill(Counter::default());
         self.backend_counters.get_mut().fill(Traffic::default());
@@ -190,6 +197,11 @@ impl World {
         flow::record(bucket, key, backend, 0u32.wrapping_sub(age));
     }
 
+    /// Puts the record of a datagram there, as its first fragment would.
+    pub fn remember_fragment(&self, key: &fragments::Key, record: Record) {
+        self.record_fragment(key, record);
+    }
+
     /// What packets have changed so far.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -198,6 +210,7 @@ impl World {
             bypasses: self.bypasses.borrow().clone(),
             bypass_counts: self.bypass_counts.iter().map(|counts| counts.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
+            fragments: self.fragments.iter().map(fragment_records).collect(),
             tokens: self.buckets.borrow().map(|bucket| (bucket.tokens, bucket.since != 0)),
         }
     }
@@ -231,7 +244,7 @@ impl World {
             Verdict::Redirect { tx_port, .. } if has_port(tx_port) => (action::REDIRECT, Reason::Forwarded),
             Verdict::Redirect { .. } => (action::DROP, Reason::NoPort),
             Verdict::Peer { .. } | Verdict::Stack { .. } => (action::PASS, Reason::Forwarded),
-            Verdict::Slow => (action::DROP, Reason::NoSlowPath),
+            Verdict::Slow | Verdict::Fragment => (action::DROP, Reason::NoSlowPath),
         };
         match verdict {
             Verdict::Redirect { backend, .. } | Verdict::Peer { backend } | Verdict::Stack { backend }
@@ -275,10 +288,41 @@ impl World {
         room
     }
 
+    fn fragment_bucket(&self, key: &fragments::Key) -> &fragments::Bucket {
+        let hash = key.hash(self.content.settings.table_seed);
+        &self.fragments[(hash >> 1 >> (63 - self.content.fragments_log2)) as usize]
+    }
+
     fn flow_bucket(&self, key: &Key) -> Option<&flow::Bucket> {
         let hash = key.hash(self.content.settings.table_seed);
         self.flows.get((hash >> 1 >> (63 - self.content.flows_log2)) as usize)
     }
+}
+
+/// A bucket's records without their time.
+pub fn fragment_records(bucket: &fragments::Bucket) -> [Option<(fragments::Key, Record)>; fragments::WAYS] {
+    std::array::from_fn(|way| fragments::snapshot(&bucket.entries[way]))
+}
+
+/// Empties a bucket.
+pub fn forget_fragments(bucket: &fragments::Bucket) {
+    for entry in &bucket.entries {
+        let words = entry.source.iter().chain(&entry.destination).chain([&entry.identity, &entry.place, &entry.used]);
+        words.chain([&entry.control]).for_each(|word| word.store(0));
+    }
+}
+
+fn empty_bucket() -> fragments::Bucket {
+    let word = || Word::new(0);
+    let entry = || fragments::Entry {
+        control: word(),
+        source: [word(), word()],
+        destination: [word(), word()],
+        identity: word(),
+        place: word(),
+        used: word(),
+    };
+    fragments::Bucket { entries: std::array::from_fn(|_| entry()) }
 }
 
 /// A bucket's records without their time.
@@ -379,6 +423,19 @@ impl Tables for World {
         {
             flow::record(bucket, &key, backend, 0);
         }
+    }
+}
+
+impl Fragments for World {
+    fn fragment(&self, key: &fragments::Key, last: bool) -> Record {
+        let lifetime = self.content.settings.fragment_lifetime as u32;
+        fragments::find(self.fragment_bucket(key), key, Clock { now: NOW as u32, lifetime }, last)
+    }
+
+    fn record_fragment(&self, key: &fragments::Key, record: Record) -> bool {
+        self.writes.set(self.writes.get() + 1);
+        let lifetime = self.content.settings.fragment_lifetime as u32;
+        fragments::record(self.fragment_bucket(key), key, record, Clock { now: NOW as u32, lifetime })
     }
 }
 

@@ -87,7 +87,11 @@ fn check_alone(packet: &[u8], outcome: &Outcome, reason: Reason, name: &dyn Fn()
         assert!(intact, "{} is changed, but neither forwarded nor answered", name());
         return;
     }
-    let before = before.unwrap_or_else(|| panic!("{} is no whole packet", name()));
+    let Some(before) = before else {
+        assert!(oracle::is_fragment(packet), "{} is no packet", name());
+        assert_eq!(forwarded, oracle::is_fragment(&outcome.bytes) && !answered, "{}", name());
+        return;
+    };
     let after = oracle::facts(&outcome.bytes).unwrap_or_else(|| panic!("{} became no packet", name()));
     if forwarded {
         assert_eq!(after.length, before.length, "{}", name());
@@ -137,8 +141,9 @@ fn assert_covered(seen: &[u64; REASONS], missing: &[Reason]) {
     }
     use Reason::{BrokenHistory, ForeignSession, IcmpForeign, IcmpNoPorts, IcmpUnowned, NoSession};
     let sessions = [ForeignSession, NoSession, BrokenHistory, IcmpForeign, IcmpNoPorts, IcmpUnowned];
+    let fragments = [Reason::FragmentUnmatched, Reason::BadFragment, Reason::FragmentsFull];
     let listed = Reason::ALL[..=Reason::NoPort.index() as usize].iter().map(|listed| listed.0);
-    for reason in listed.chain(sessions) {
+    for reason in listed.chain(sessions).chain(fragments) {
         let name = reason.name();
         let expected = !missing.contains(&reason) && reason != Reason::Replied;
         assert_eq!(seen[reason.index() as usize] > 0, expected, "packets with reason {name}: {seen:?}");

@@ -28,7 +28,8 @@ const POD_PORT: u16 = 8080;
 const UDP_VIP_PORT: u16 = 162;
 const UDP_POD_PORT: u16 = 1162;
 /// Small, because bpftool prints every element, and not one of them the default.
-const CAPACITIES: &str = "capacities: {services: 64, backends: 128, maglevSlots: 4096, bypasses: 256, flows: 1024}\n";
+const CAPACITIES: &str =
+    "capacities: {services: 64, backends: 128, maglevSlots: 4096, bypasses: 256, flows: 1024, fragments: 64}\n";
 /// What the kernel may take beyond the reckoning, for each map: its own part and the rounding to pages and buckets.
 const SLACK_BYTES: u64 = 16 * 1024;
 /// The same for a whole set of maps, in percent.
@@ -79,6 +80,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("backend_counters", &[], &["packets", "bytes", "reply_packets", "reply_bytes"]),
     ("programs", &[], &[]),
     ("return_programs", &[], &[]),
+    ("fragments", &[], &["entries"]),
 ];
 const SETTINGS: &[&str] = &[
     "abi_version",
@@ -90,6 +92,7 @@ const SETTINGS: &[&str] = &[
     "limits",
     "route_lifetime",
     "route_epoch",
+    "fragment_lifetime",
 ];
 const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad", "interface"];
 /// The kernel takes no types for device maps (kernel/bpf/devmap.c, `map_check_no_btf`).

@@ -11,6 +11,7 @@ use std::{
 use lb_common::{
     abi::{BypassKey, ServiceKey, protocol},
     flow::{Key, State},
+    fragments,
     steer::Verdict,
 };
 use lb_tests::{
@@ -39,11 +40,14 @@ const BATCHES: usize = 600;
 
 /// Owners that the flow cache has at the start of a batch, right or not: connections and slots have changed meanwhile.
 const REMEMBERED: usize = 200;
+/// Datagrams that are under way at the start of a batch.
+const DATAGRAMS: usize = 20;
 
 /// What the kernel made of a batch.
 struct Batch {
     /// With the age in coarse ticks.
     remembered: Vec<(Key, u32, u32)>,
+    datagrams: Vec<(fragments::Key, fragments::Record)>,
     packets: Vec<(Vec<u8>, Outcome)>,
     snapshot: Snapshot,
 }
@@ -52,15 +56,18 @@ fn record(kernel: &mut Kernel, content: &Content) -> Vec<Batch> {
     let (mut generator, mut random) = (Generator::new(SEED), Random::new(SEED));
     let mut batch = || {
         let remembered: Vec<_> = (0..REMEMBERED).map(|_| an_owner(&mut random, content)).collect();
+        let datagrams: Vec<_> = (0..DATAGRAMS).map(|_| a_datagram(&mut random, content)).collect();
         let packets: Vec<_> = (0..BATCH).map(|_| generator.frame()).collect();
         loop {
-            let now = record_time(kernel);
+            let (now, jiffies) = record_time(kernel);
+            let clock = fragments::Clock { now: jiffies, lifetime: content.settings.fragment_lifetime as u32 };
+            datagrams.iter().for_each(|(key, record)| kernel.remember_fragment(key, *record, clock));
             remembered.iter().for_each(|(key, backend, age)| kernel.remember(key, *backend, now.wrapping_sub(*age)));
             let packets = packets.iter().map(|packet| (packet.clone(), kernel.steer(packet))).collect();
             let (snapshot, _) = kernel.snapshot();
             // Which record a full bucket gives up depends on the time, which stands still on the host.
-            if record_time(kernel) == now {
-                return Batch { remembered: remembered.clone(), packets, snapshot };
+            if record_time(kernel).0 == now {
+                return Batch { remembered: remembered.clone(), datagrams: datagrams.clone(), packets, snapshot };
             }
         }
     };
@@ -68,12 +75,27 @@ fn record(kernel: &mut Kernel, content: &Content) -> Vec<Batch> {
 }
 
 /// The time of records, of which a datagram leaves one. All tables are empty after.
-fn record_time(kernel: &mut Kernel) -> u32 {
+fn record_time(kernel: &mut Kernel) -> (u32, u32) {
     kernel.reset();
-    kernel.steer(&Packet::from("203.0.113.9").to(VIPS[0][0]).udp(1, 53).frame());
+    let datagram = Packet::from("203.0.113.9").to(VIPS[0][0]).udp(1, 53).carrying_bytes(32);
+    kernel.steer(&datagram.piece(0..16).frame());
     let now = kernel.record_time().expect("a datagram of a recorded service leaves a record");
+    let jiffies = kernel.fragment_time().expect("its first fragment leaves one too");
     kernel.reset();
-    now
+    (now, jiffies)
+}
+
+/// A datagram whose first fragment went to one of the backends, or to whom that was before.
+fn a_datagram(random: &mut Random, content: &Content) -> (fragments::Key, fragments::Record) {
+    let family = random.below(2);
+    let client = address_of(family, random.below(24) as u8);
+    let (id, protocol) = (random.pick(&[1, 2, 3, 0xffff]), random.pick(&[6, 17, 17]));
+    let place = random.below(content.backends.len()) as u32;
+    let of_family = |at: &u32| content.backends[*at as usize].address.is_v4() == (family == 0);
+    let place = (place..content.backends.len() as u32).chain(0..place).find(of_family).expect("both have backends");
+    let mut record = fragments::Record::new(place, &content.backends[place as usize]);
+    record.generation += u32::from(random.one_in(3));
+    (fragments::Key::inbound(client.into(), address(VIPS[family][0]), id, protocol), record)
 }
 
 /// One of a service's backends, as the owner of a client's connection, or as the one that its connections go to.
@@ -110,6 +132,7 @@ fn caught_after(
     for (number, batch) in batches.iter().enumerate() {
         world.reset();
         batch.remembered.iter().for_each(|(key, backend, age)| world.remember(key, *backend, *age));
+        batch.datagrams.iter().for_each(|(key, record)| world.remember_fragment(key, *record));
         for (at, (packet, kernel)) in batch.packets.iter().enumerate() {
             // A defect may also show as an overflow.
             let host = catch_unwind(AssertUnwindSafe(|| world.run(packet, steer).0));
@@ -127,7 +150,9 @@ fn caught_after(
 #[test]
 fn every_mutant_of_steer_is_caught() {
     let Some(object) = object() else { return };
-    let content = Content::full().with_bypasses(24);
+    let mut content = Content::full().with_bypasses(24);
+    // Few, so that records of datagrams have to make way.
+    content.fragments_log2 = 0;
     let sockets = Sockets::filled(&content, SEED);
     sockets.check();
     let batches = record(&mut Kernel::load(&object, &content), &content);

@@ -189,14 +189,14 @@ fn left_alone(ends: Ends) -> Vec<Case> {
     short.length_lie = 1;
     let elsewhere = Packet::from(ends.client).to(if ends.is_v4 { "198.51.100.9" } else { "2001:db8:1::9" });
     let fragment = match ends.is_v4 {
-        true => ends.sent().udp(1, 94).fragment(0x2000),
-        false => ends.sent().extended(Extension::Fragment(1)).udp(1, 94),
+        true => ends.sent().echo_request().fragment(0x2000),
+        false => ends.sent().extended(Extension::Fragment(1)).echo_request(),
     };
     vec![
         case("a packet for somebody else", elsewhere.tcp(1, 80), PASS, Reason::NotForUs),
         case("GRE to a VIP", Packet { transport: other(47), ..ends.sent() }, PASS, Reason::OtherProtocol),
         case("no connection of a recorded service", ends.sent().tcp(1, 179), DROP, Reason::ForeignSession),
-        case("a fragment", fragment, PASS, Reason::Fragment),
+        case("a fragment of ICMP", fragment, PASS, Reason::Fragment),
         case("a packet that is shorter than it says", short, DROP, Reason::Malformed),
         case("three tags", (0..3).fold(ends.sent().udp(1, 94), |p, _| p.tagged(VLAN, 1)), PASS, Reason::NotIp),
         case("a backend that cannot be reached", ends.sent().tcp(1, 81), DROP, Reason::BackendUnreachable),

@@ -98,6 +98,7 @@ fn decide(world: &World, packet: &Packet, place: Place) -> Becomes {
         Reply::Leave { backend, .. } => Leaves(backend),
         Reply::Message => Passes(Reason::NotAReply),
         Reply::Answer { .. } => Dropped(Reason::SelfTest),
+        Reply::Fragment => Dropped(Reason::NoSlowPath),
     }
 }
 
@@ -127,7 +128,7 @@ fn replies_of_static_services_come_from_the_default_vip() {
                 Dropped(Reason::ReplyToVip),
             ),
             ("an echo", ends.from(backend::REDIRECT).echo_request(), Passes(Reason::NotAReply)),
-            ("a fragment", fragment(ends.segment()), Passes(Reason::NotAReply)),
+            ("a fragment, for the slow path", fragment(ends.segment()), Dropped(Reason::NoSlowPath)),
             ("a pod of the stack", ends.from(backend::STACK).tcp(8004, PORT), Passes(Reason::NotAReply)),
         ]
     });

@@ -24,6 +24,10 @@ const BYPASSES_MAX: u32 = 1 << 24;
 const FLOWS_MIN: u32 = 4;
 /// 32 bytes each: 2 GiB.
 const FLOWS_MAX: u32 = 1 << 26;
+/// One set of the 8-way table.
+const FRAGMENTS_MIN: u32 = 8;
+/// 64 bytes each: 1 GiB.
+const FRAGMENTS_MAX: u32 = 1 << 24;
 /// Per CPU and second; above it the answers are a flood of their own.
 const LIMIT_MAX: u32 = 1_000_000;
 
@@ -51,6 +55,9 @@ pub(super) fn capacities(raw: Option<&RawCapacities>, problems: &mut Vec<Problem
         }),
         bypasses: take(raw.bypasses.as_ref(), default.bypasses, &|value| value.number("bypasses", 1..=BYPASSES_MAX)),
         flows: take(raw.flows.as_ref(), default.flows, &|value| value.power_of_two("flows", FLOWS_MIN..=FLOWS_MAX)),
+        fragments: take(raw.fragments.as_ref(), default.fragments, &|value| {
+            value.power_of_two("fragments", FRAGMENTS_MIN..=FRAGMENTS_MAX)
+        }),
     }
 }
 

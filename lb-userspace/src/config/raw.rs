@@ -41,6 +41,7 @@ pub(super) struct RawCapacities {
     pub maglev_slots: Option<Scalar>,
     pub bypasses: Option<Scalar>,
     pub flows: Option<Scalar>,
+    pub fragments: Option<Scalar>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -92,7 +92,7 @@ fn what_is_written_is_taken() {
 uplinks: [{ interface: eth0, mode: native }, { interface: bond0, mode: generic }]
 pinDirectory: /sys/fs/bpf/other
 runDirectory: /run/other
-capacities: { services: 1, backends: 2, maglevSlots: 1024, bypasses: 3, flows: 64 }
+capacities: { services: 1, backends: 2, maglevSlots: 1024, bypasses: 3, flows: 64, fragments: 32 }
 limits: { refusals: 0, echoReplies: 5, icmpErrors: 1000000 }
 services:
   - name: syslog
@@ -110,8 +110,8 @@ services:
     assert_eq!(snapshot.uplinks[1].mode, XdpModeChoice::Generic);
     assert_eq!(snapshot.pin_directory, Path::new("/sys/fs/bpf/other"));
     assert_eq!(snapshot.run_directory, Path::new("/run/other"));
-    let Capacities { services, backends, maglev_slots, bypasses, flows } = snapshot.capacities;
-    assert_eq!((services, backends, maglev_slots, bypasses, flows), (1, 2, 1024, 3, 64));
+    let Capacities { services, backends, maglev_slots, bypasses, flows, fragments } = snapshot.capacities;
+    assert_eq!((services, backends, maglev_slots, bypasses, flows, fragments), (1, 2, 1024, 3, 64, 32));
     assert_eq!(snapshot.limits, Limits { refusals: 0, echo_replies: 5, icmp_errors: 1_000_000 });
     let service = &snapshot.services[0];
     assert_eq!((service.replies, service.rung), (ReplyMode::None, RungChoice::Only(Rung::Peer)));
@@ -446,6 +446,7 @@ capacities:
   maglevSlots: ▶1000
   bypasses: ▶none
   flows: ▶2
+  fragments: ▶100
 limits: {{ refusals: ▶1000001, echoReplies: ▶-1 }}
 "
         ),
@@ -455,6 +456,7 @@ limits: {{ refusals: ▶1000001, echoReplies: ▶-1 }}
             "maglevSlots 1000 is not a power of two; write 512 or 1024",
             "bypasses `none` is not a whole number; write a whole number from 1 to 16777216",
             "flows `2` is out of range; write a whole number from 4 to 67108864",
+            "fragments 100 is not a power of two; write 64 or 128",
             "refusals `1000001` is out of range; write a whole number from 0 to 1000000",
             "echoReplies `-1` is out of range; write a whole number from 0 to 1000000",
         ],

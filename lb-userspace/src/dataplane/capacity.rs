@@ -1,6 +1,6 @@
 //! How large each map is: follows from the configured capacities alone.
 
-use lb_common::{abi, flow, index};
+use lb_common::{abi, flow, fragments, index};
 
 use crate::{
     model::{Capacities, UPLINKS_MAX},
@@ -24,6 +24,8 @@ pub struct Sizes {
     pub bypasses: u32,
     /// Logarithm to base 2 of the buckets of `flows`.
     pub flows_log2: u32,
+    /// Logarithm to base 2 of the buckets of `fragments`.
+    pub fragments_log2: u32,
     /// Logarithm to base 2 of the buckets of `service_index`.
     pub service_index_log2: u32,
     /// Logarithm to base 2 of the buckets of `endpoint_index`.
@@ -46,6 +48,7 @@ impl Sizes {
             backend_entries: backend_entries(capacities) + 1,
             bypasses: capacities.bypasses,
             flows_log2: log2(capacities.flows.div_ceil(flow::WAYS as u32)),
+            fragments_log2: log2(capacities.fragments.div_ceil(fragments::WAYS as u32)),
             // Half full at most, VIPs counted as services: then hardly a bucket overflows.
             service_index_log2: log2(services),
             endpoint_index_log2: log2(backends.div_ceil(2)),
@@ -65,7 +68,7 @@ impl Sizes {
         let key = size_of::<abi::ServiceKey>();
         let (services, backends) = (self.services, self.backends);
         let (service_buckets, endpoint_buckets) = (1 << self.service_index_log2, 1 << self.endpoint_index_log2);
-        let flows = 1 << self.flows_log2;
+        let (flows, fragments) = (1 << self.flows_log2, 1 << self.fragments_log2);
         let traffic = size_of::<abi::Traffic>();
         vec![
             ("services", services, hash(services, key, size_of::<abi::Service>())),
@@ -89,6 +92,7 @@ impl Sizes {
             ("backend_counters", backends, per_cpu(backends, traffic)),
             ("programs", abi::program::COUNT, array(abi::program::COUNT, 8)),
             ("return_programs", abi::return_program::COUNT, array(abi::return_program::COUNT, 8)),
+            ("fragments", fragments, array(fragments, size_of::<fragments::Bucket>())),
         ]
     }
 }

@@ -22,10 +22,26 @@ static EMBEDDED: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"))
 static EMBEDDED: &[u8] = &[];
 
 /// Names of the XDP programs.
-pub const XDP_PROGRAMS: [&str; 3] = ["sluice_xdp", "sluice_xdp_slow", "sluice_inject"];
+pub const XDP_PROGRAMS: [&str; 4] = ["sluice_xdp", "sluice_xdp_slow", "sluice_xdp_fragment", "sluice_inject"];
 /// Names of the tc programs.
-pub const TC_PROGRAMS: [&str; 6] =
-    ["sluice_return", "sluice_return_slow", "sluice_bypass", "sluice_uplink_in", "sluice_uplink_out", "sluice_clock"];
+pub const TC_PROGRAMS: [&str; 8] = [
+    "sluice_return",
+    "sluice_return_slow",
+    "sluice_return_fragment",
+    "sluice_bypass",
+    "sluice_uplink_in",
+    "sluice_uplink_out",
+    "sluice_out_fragment",
+    "sluice_clock",
+];
+/// Programs that others go on in: the map, their place in it, their name.
+pub const CALLED_PROGRAMS: [(&str, u32, &str); 5] = [
+    ("programs", program::SLOW, "sluice_xdp_slow"),
+    ("programs", program::FRAGMENT, "sluice_xdp_fragment"),
+    ("return_programs", return_program::SLOW, "sluice_return_slow"),
+    ("return_programs", return_program::POD_FRAGMENT, "sluice_return_fragment"),
+    ("return_programs", return_program::UPLINK_FRAGMENT, "sluice_out_fragment"),
+];
 
 /// Loads the object's maps and programs; nothing is attached. Maps are pinned under `pins`.
 pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> {
@@ -48,7 +64,8 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
     loader
         .override_global("SERVICE_INDEX_LOG2", &sizes.service_index_log2, true)
         .override_global("ENDPOINT_INDEX_LOG2", &sizes.endpoint_index_log2, true)
-        .override_global("FLOWS_LOG2", &sizes.flows_log2, true);
+        .override_global("FLOWS_LOG2", &sizes.flows_log2, true)
+        .override_global("FRAGMENTS_LOG2", &sizes.fragments_log2, true);
     for (name, entries, _) in sizes.maps(1) {
         loader.map_max_entries(name, entries);
     }
@@ -72,17 +89,18 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
 
 /// Puts the programs that others go on in where they are called from. Pinned with the map, they stay.
 fn fill_programs(object: &mut Ebpf) -> Result<(), DataPlaneError> {
-    let slow = xdp_named(object, "sluice_xdp_slow")?;
-    let fd = slow.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
-    let fd = fd.map_err(|source| loading("sluice_xdp_slow", source))?;
-    let programs = object.map_mut("programs").ok_or(DataPlaneError::ForeignObject { what: "map programs" })?;
-    ProgramArray::try_from(programs)?.set(program::SLOW, &fd, 0)?;
-    let slow = tc(object, "sluice_return_slow")?;
-    let fd = slow.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
-    let fd = fd.map_err(|source| loading("sluice_return_slow", source))?;
-    let programs = object.map_mut("return_programs");
-    let programs = programs.ok_or(DataPlaneError::ForeignObject { what: "map return_programs" })?;
-    Ok(ProgramArray::try_from(programs)?.set(return_program::SLOW, &fd, 0)?)
+    for (map, position, name) in CALLED_PROGRAMS {
+        let fd = match object.program_mut(name) {
+            Some(Program::Xdp(program)) => program.fd(),
+            Some(Program::SchedClassifier(program)) => program.fd(),
+            _ => return Err(DataPlaneError::ForeignObject { what: name }),
+        };
+        let fd = fd.and_then(|fd| fd.try_clone().map_err(ProgramError::from));
+        let fd = fd.map_err(|source| loading(name, source))?;
+        let programs = object.map_mut(map).ok_or(DataPlaneError::ForeignObject { what: map })?;
+        ProgramArray::try_from(programs)?.set(position, &fd, 0)?;
+    }
+    Ok(())
 }
 
 /// The object with what the kernel knows of checksums, where it does.

@@ -89,6 +89,8 @@ pub struct Engine {
     followed: BTreeMap<IpAddr, u64>,
     /// Earlier owners of slots that have no interface, and since when by the agent's clock.
     away: BTreeMap<IpAddr, Duration>,
+    /// The last pod whose sockets were listed for the histories.
+    listed_to: Option<IpAddr>,
     opaque: OpaqueEndpoints,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
@@ -187,6 +189,7 @@ impl Engine {
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
             away: BTreeMap::new(),
+            listed_to: None,
             opaque: OpaqueEndpoints::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
@@ -423,6 +426,8 @@ fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {
         node_v6: address(false).unwrap_or_default(),
         limits: limits(&snapshot.limits, hertz),
         route_lifetime: hertz,
+        // As long as ids and ranges rest before they are given out again.
+        fragment_lifetime: hertz,
         route_epoch: 1,
     }
 }

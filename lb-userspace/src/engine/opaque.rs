@@ -49,11 +49,11 @@ impl Engine {
             .filter(|backend| is_opaque(backend) && backend.value.netns_id == NO_NETNS)
             .map(|backend| backend.endpoint)
             .collect();
-        let planner = &self.planner;
+        let (planner, before) = (&self.planner, self.opaque.len());
         self.opaque.retain(|key, opaque| {
             planner.endpoints().contains_key(key) && (opaque.why != Why::NotAsked || unasked.contains(key))
         });
-        let mut changed = false;
+        let mut changed = self.opaque.len() != before;
         for (key, endpoint) in self.planner.endpoints().iter().filter(|(key, _)| key.protocol == Protocol::Tcp) {
             let segments = self.tables.watch(endpoint.id).run();
             if segments >= UNSEEN_MIN && !self.opaque.contains_key(key) {
@@ -76,10 +76,10 @@ impl Engine {
         }
     }
 
-    /// What the planner is told: who cannot be asked it sees itself.
+    /// What the planner is told. Who cannot be asked it sees itself, but not while no rung reaches the pod, which keeps its
+    /// connections and so its records meanwhile.
     pub(super) fn opaque_endpoints(&self) -> BTreeSet<EndpointKey> {
-        let unseen = self.opaque.iter().filter(|(_, opaque)| matches!(opaque.why, Why::Unseen { .. }));
-        unseen.map(|(key, _)| *key).collect()
+        self.opaque.keys().copied().collect()
     }
 
     /// Whether each living connection of an opaque endpoint has a record: it has said something, or is taken for dead.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use lb_common::{
+    abi::{rung, service_flags},
     address::Address,
     steer::{flow_hash, ports_word, slot_of},
 };
@@ -42,6 +43,8 @@ impl Engine {
         }
         let mut asked: BTreeMap<IpAddr, Vec<(VipKey, EndpointKey, Position)>> = BTreeMap::new();
         let mut recorded: BTreeMap<u32, (VipKey, EndpointKey, Position)> = BTreeMap::new();
+        // Opaque, and no rung reaches them.
+        let mut away: BTreeMap<IpAddr, Vec<(VipKey, EndpointKey, Position)>> = BTreeMap::new();
         for (vip, service) in self.planner.services() {
             let Some(slots) = service.slots().filter(|slots| slots.moved() != 0 || service.is_rehashed()) else {
                 continue;
@@ -51,7 +54,9 @@ impl Engine {
             owners.extend(service.unheard());
             for backend in service.backends.iter().filter(|backend| owners.contains(&backend.position)) {
                 let owner = (*vip, backend.endpoint, backend.position);
-                if !is_opaque(backend) {
+                if is_opaque(backend) && backend.value.rung == rung::NONE {
+                    away.entry(backend.endpoint.address).or_default().push(owner);
+                } else if !is_opaque(backend) {
                     asked.entry(backend.endpoint.address).or_default().push(owner);
                 } else if self.is_all_recorded(&backend.endpoint) {
                     recorded.insert(backend.value.id, owner);
@@ -60,8 +65,22 @@ impl Engine {
         }
         let round = self.take_round();
         self.prune_recorded(&recorded, round.as_ref());
-        self.away.retain(|address, _| asked.contains_key(address));
-        for (address, owners) in asked.into_iter().take(PODS_MAX) {
+        self.away.retain(|address, _| asked.contains_key(address) || away.contains_key(address));
+        for (address, owners) in away {
+            let listed_at = self.started.elapsed();
+            if self.has_left(address, listed_at) {
+                for (vip, endpoint, position) in owners {
+                    self.prune_owner(vip, endpoint, position, listed_at, &[], round.as_ref());
+                }
+            }
+        }
+        // Each pass begins behind the last, so that each pod has its turn.
+        let mut turns: Vec<_> = asked.into_iter().collect();
+        let first = turns.partition_point(|(address, _)| self.listed_to.is_some_and(|last| *address <= last));
+        turns.rotate_left(first);
+        turns.truncate(PODS_MAX);
+        self.listed_to = turns.last().map(|(address, _)| *address);
+        for (address, owners) in turns {
             let ports: BTreeSet<u16> = owners.iter().map(|(_, endpoint, _)| endpoint.port).collect();
             let listed_at = self.started.elapsed();
             match self.living_connections(address, &ports.into_iter().collect::<Vec<_>>()) {
@@ -74,8 +93,7 @@ impl Engine {
                             found
                         }
                         None => {
-                            let since = *self.away.entry(address).or_insert(listed_at);
-                            if listed_at.saturating_sub(since) < UNREACHABLE_GRACE {
+                            if !self.has_left(address, listed_at) {
                                 continue;
                             }
                             Vec::new()
@@ -88,6 +106,12 @@ impl Engine {
                 Err(error) => debug!(%address, %error, "cannot list a pod's connections now"),
             }
         }
+    }
+
+    /// Whether a pod that cannot be found has been away for so long that its connections are taken to be.
+    fn has_left(&mut self, address: IpAddr, now: Duration) -> bool {
+        let since = *self.away.entry(address).or_insert(now);
+        now.saturating_sub(since) >= UNREACHABLE_GRACE
     }
 
     /// Opaque pods, by the id of their backend.
@@ -111,6 +135,8 @@ impl Engine {
             .iter()
             .filter_map(|op| match op {
                 MapOp::UpdateSlots { offset, .. } | MapOp::WriteSlots { offset, .. } => Some(*offset),
+                // Slots move for clients, too, where another hash chooses them.
+                MapOp::SetService { value, .. } if value.flags & service_flags::REHASHED != 0 => Some(value.slots),
                 _ => None,
             })
             .collect();

@@ -150,8 +150,12 @@ impl Engine {
         };
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
         let entry = |(name, capacity, bytes): (&str, u32, u64)| {
-            // A bucket of the flow cache holds several.
-            let capacity = if name == "flows" { capacity * lb_common::flow::WAYS as u32 } else { capacity };
+            // A bucket of these holds several.
+            let capacity = match name {
+                "flows" => capacity * lb_common::flow::WAYS as u32,
+                "fragments" => capacity * lb_common::fragments::WAYS as u32,
+                _ => capacity,
+            };
             let entries = used(name).map(|entries| entries as u64);
             MapStatus { name: name.into(), entries, capacity: capacity.into(), bytes }
         };

@@ -60,7 +60,8 @@ mod tests {
     use super::*;
     use crate::model::{Backend, Capacities, Limits, Protocol, ReplyMode, RungChoice, Service};
 
-    const FULL: Capacities = Capacities { services: 2, backends: 2, maglev_slots: 512, bypasses: 1, flows: 4 };
+    const FULL: Capacities =
+        Capacities { services: 2, backends: 2, maglev_slots: 512, bypasses: 1, flows: 4, fragments: 8 };
 
     /// Services by the last byte of their VIP, each before a pod of the same number.
     fn snapshot(services: &[u8]) -> Snapshot {

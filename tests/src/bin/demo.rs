@@ -159,6 +159,7 @@ impl Demo<'_> {
         let label = match kind {
             Kind::TrapV2c => "trap",
             Kind::InformV3 => "inform",
+            Kind::LargeInformV2c => "inform of 8 KiB",
         };
         let (target, mut sources) = (trap_vip(family), BTreeSet::new());
         let owners = snmp::exchange(

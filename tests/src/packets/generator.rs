@@ -18,6 +18,8 @@ const LONGEST: usize = 65_535;
 /// An endless, repeatable stream of frames of at least 14 bytes.
 pub struct Generator {
     random: Random,
+    /// Fragments of datagrams under way.
+    pieces: Vec<Vec<u8>>,
     ports: [Vec<u16>; 2],
 }
 
@@ -61,13 +63,21 @@ impl Generator {
     /// The stream of this seed.
     pub fn new(seed: u64) -> Self {
         let of = |wanted| service_ports().iter().filter(|(_, protocol)| *protocol == wanted).map(|(p, _)| *p).collect();
-        Self { random: Random::new(seed), ports: [of(6), of(17)] }
+        Self { random: Random::new(seed), pieces: Vec::new(), ports: [of(6), of(17)] }
     }
 
     /// The next frame.
     pub fn frame(&mut self) -> Vec<u8> {
         if self.random.one_in(60) {
             return self.nonsense();
+        }
+        if !self.pieces.is_empty() && self.random.one_in(5) {
+            let at = self.random.below(self.pieces.len());
+            // Some come twice, and then out of order.
+            return if self.random.one_in(6) { self.pieces[at].clone() } else { self.pieces.remove(at) };
+        }
+        if self.random.one_in(12) {
+            self.fragment();
         }
         let mut frame = self.packet().frame();
         if self.random.one_in(50) {
@@ -77,6 +87,33 @@ impl Generator {
             self.mangle(&mut frame);
         }
         frame
+    }
+
+    /// Puts the fragments of a packet among those that are under way, mostly in their order.
+    fn fragment(&mut self) {
+        let mut packet = self.packet();
+        let random = &mut self.random;
+        packet.identification = random.pick(&[1, 2, 3, 0xffff]);
+        packet.fragment = 0;
+        packet.padding = 0;
+        if random.one_in(2) {
+            let length = 1 + random.below(3000);
+            packet.payload = random.bytes(length);
+        }
+        let size = random.pick(&[8, 16, 24, 32, 256, 1400, 1480, 1600]);
+        // A router on the way may leave fewer hops to one of them.
+        let tired = random.one_in(12);
+        for (at, mut piece) in packet.pieces(size).into_iter().enumerate().take(12) {
+            if tired && at > 0 {
+                piece.hops = 1;
+            }
+            self.pieces.push(piece.frame());
+        }
+        let too_many = self.pieces.len().saturating_sub(UNDER_WAY);
+        self.pieces.drain(..too_many);
+        if random.one_in(3) {
+            self.pieces.reverse();
+        }
     }
 
     /// A frame that is random from its EtherType on, or all of it.
@@ -361,4 +398,6 @@ impl Generator {
     }
 }
 
+/// Fragments that wait to be sent, at most.
+const UNDER_WAY: usize = 24;
 const LONGEST_LIE: i32 = LONGEST as i32;

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
+use lb_common::{headers, reason::Reason};
+
 use super::{finish, pseudo_header, sum};
+use crate::world::frame::TestFrame;
 
 /// What a frame says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,4 +103,10 @@ fn transport_sum(segment: &[u8], protocol: u8, source: IpAddr, destination: IpAd
         _ => return None,
     };
     Some(finish(pseudo + sum(segment)) == 0)
+}
+
+/// Whether a frame carries a fragment.
+pub fn is_fragment(frame: &[u8]) -> bool {
+    let parsed = headers::parse(&TestFrame::new(frame));
+    parsed.is_some_and(|headers| headers.defect == Some(Reason::Fragment))
 }

@@ -102,7 +102,12 @@ pub enum Kind {
     TrapV2c,
     /// SNMPv3 inform with authentication and privacy: discovery, then a request that the receiver acknowledges.
     InformV3,
+    /// SNMPv2c inform of some 8 KiB, whose acknowledgement repeats all of it.
+    LargeInformV2c,
 }
+
+/// Variables of a large inform beside its text, and bytes of each.
+const LARGE: (usize, usize) = (8, 1000);
 
 /// Sends one message from `from`, with `text` in it. Returns when `snmptrap` ends; for an inform that means that it
 /// was acknowledged.
@@ -115,6 +120,7 @@ pub fn send(from: &Namespace, target: IpAddr, kind: Kind, text: &str, directory:
     command.env("SNMPCONFPATH", directory).env("SNMP_PERSISTENT_DIR", directory).args(["-m", ""]);
     match kind {
         Kind::TrapV2c => command.args(["-v", "2c", "-c", "public"]),
+        Kind::LargeInformV2c => command.args(["-v", "2c", "-Ci", "-c", "public", "-r", "2", "-t", "2"]),
         Kind::InformV3 => command.args(["-v", "3", "-Ci", "-u", USER, "-l", "authPriv"]).args([
             "-a",
             "SHA",
@@ -131,7 +137,13 @@ pub fn send(from: &Namespace, target: IpAddr, kind: Kind, text: &str, directory:
         ]),
     };
     // sysUpTime by the sender's clock, snmpTrapOID = linkDown, sysName = the text.
-    command.args([&target, "", "1.3.6.1.6.3.1.1.5.3", "1.3.6.1.2.1.1.5.0", "s", text]);
+    command.args([&target, "", "1.3.6.1.6.3.1.1.5.3"]);
+    if kind == Kind::LargeInformV2c {
+        for variable in 1..=LARGE.0 {
+            command.args([&format!("1.3.6.1.2.1.1.6.{variable}"), "s", &"x".repeat(LARGE.1)]);
+        }
+    }
+    command.args(["1.3.6.1.2.1.1.5.0", "s", text]);
     let output = command.output().context("cannot start snmptrap")?;
     if !output.status.success() {
         bail!("snmptrap ({kind:?}) to {target} failed: {}", String::from_utf8_lossy(&output.stderr).trim());

@@ -46,6 +46,8 @@ pub struct Content {
     pub index_log2: u32,
     /// Of the buckets of `flows`.
     pub flows_log2: u32,
+    /// Of the buckets of `fragments`.
+    pub fragments_log2: u32,
     /// The pods by their endpoint ids, without the ids and flags that they have in a service.
     pods: Vec<Backend>,
 }
@@ -199,11 +201,13 @@ impl Content {
                 node_v6: address(NODE[1]),
                 limits: [Limit { burst: TOKEN << 32, per_jiffy: 0 }; 3],
                 route_lifetime: u64::MAX,
+                fragment_lifetime: 1 << 30,
                 route_epoch: 7,
             },
             bypasses_capacity: 4096,
             index_log2: 8,
             flows_log2: 9,
+            fragments_log2: 3,
             pods: vec![Backend::default(); 2 * backend::V6 as usize],
         };
         for (is_v4, vips) in [(true, VIPS[0]), (false, VIPS[1])] {

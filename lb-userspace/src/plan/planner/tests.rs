@@ -88,7 +88,8 @@ fn tcp(vip: u8, backends: Vec<Backend>) -> Service {
     service(vip, Protocol::Tcp, ReplyMode::Static, backends)
 }
 
-const CAPACITIES: Capacities = Capacities { services: 8, backends: 16, maglev_slots: 1 << 15, bypasses: 1, flows: 4 };
+const CAPACITIES: Capacities =
+    Capacities { services: 8, backends: 16, maglev_slots: 1 << 15, bypasses: 1, flows: 4, fragments: 8 };
 
 fn snapshot(services: Vec<Service>) -> Snapshot {
     Snapshot {

@@ -272,6 +272,8 @@ impl Product {
             node_v4: NODE.of(Family::V4).into(),
             node_v6: NODE.of(Family::V6).into(),
             route_lifetime: hertz,
+            // As long as ids and ranges rest before they are given out again.
+            fragment_lifetime: hertz,
             route_epoch: 1,
             ..Settings::default()
         };
