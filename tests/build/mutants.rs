@@ -13,7 +13,7 @@ use mutations::MUTATIONS;
 /// The decision's files; all others are shared.
 const FILES: [&str; 9] = ["steer", "slow", "affinity", "opaque", "session", "answer", "icmp", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
-const SHARED: [(&str, &str, &str, &str); 3] = [
+const SHARED: [(&str, &str, &str, &str); 4] = [
     (
         "steer",
         "/// What becomes of the frame, which",
@@ -35,7 +35,7 @@ const SHARED: [(&str, &str, &str, &str); 3] = [
     (
         "slow",
         "/// What is asked and told about",
-        "/// Decides what becomes of a frame that",
+        "/// Decides what becomes of an ICMP message",
         "pub use lb_common::slow::Fragments;\n",
     ),
 ];

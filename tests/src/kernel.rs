@@ -14,7 +14,7 @@ use aya::{
 use lb_common::{
     abi::{
         Bucket, Bypass, BypassCount, BypassKey, Counter, Node, Route, SLOTS_PER_BLOCK, ServiceKey, Settings, SlotBlock,
-        Traffic, Uplink, program, return_program,
+        Traffic, Uplink, program,
     },
     address::Address,
     flow, fragments,

@@ -136,8 +136,8 @@ pub struct World {
     backend_counters: RefCell<Vec<Traffic>>,
     /// The interface that packets of pods come from.
     pub interface: u32,
-    /// How often flows, bypasses or traffic counters were written to, but for records of connections that open or close,
-    /// which are made before it is known whether the packet goes anywhere.
+    /// How often flows, bypasses or traffic counters were written to, but for client affinity and connections that open or
+    /// close, whose records are made before it is known whether the packet goes anywhere.
     pub writes: Cell<u64>,
 }
 
@@ -383,7 +383,6 @@ impl Tables for World {
         let key = Key::affinity(service, client);
         let Some(bucket) = self.flow_bucket(&key) else { return };
         if !only_known || flow::holds(bucket, &key) {
-            self.writes.set(self.writes.get() + 1);
             flow::record(bucket, &key, backend, 0);
         }
     }

@@ -8,7 +8,8 @@ use crate::{
     plan::planner::Places,
 };
 
-const CAPACITIES: Capacities = Capacities { services: 4, backends: 16, maglev_slots: 1 << 15, bypasses: 1, flows: 4 };
+const CAPACITIES: Capacities =
+    Capacities { services: 4, backends: 16, maglev_slots: 1 << 15, bypasses: 1, flows: 4, fragments: 8 };
 
 fn service(protocol: Protocol, affinity: Option<u64>, backends: &[(u8, u16, bool)]) -> Service {
     let backend = |&(last, weight, drain): &(u8, u16, bool)| {
