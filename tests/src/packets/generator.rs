@@ -20,6 +20,8 @@ pub struct Generator {
     random: Random,
     /// Fragments of datagrams under way.
     pieces: Vec<Vec<u8>>,
+    /// What a client sends next.
+    next: Option<Packet>,
     ports: [Vec<u16>; 2],
 }
 
@@ -63,7 +65,7 @@ impl Generator {
     /// The stream of this seed.
     pub fn new(seed: u64) -> Self {
         let of = |wanted| service_ports().iter().filter(|(_, protocol)| *protocol == wanted).map(|(p, _)| *p).collect();
-        Self { random: Random::new(seed), pieces: Vec::new(), ports: [of(6), of(17)] }
+        Self { random: Random::new(seed), pieces: Vec::new(), next: None, ports: [of(6), of(17)] }
     }
 
     /// The next frame.
@@ -79,6 +81,12 @@ impl Generator {
         if self.random.one_in(12) {
             self.fragment();
         }
+        if let Some(packet) = self.next.take() {
+            return packet.frame();
+        }
+        if self.random.one_in(40) {
+            return self.reopen().frame();
+        }
         let mut frame = self.packet().frame();
         if self.random.one_in(50) {
             frame[6..9].copy_from_slice(&mark::PREFIX);
@@ -89,6 +97,15 @@ impl Generator {
         frame
     }
 
+    /// A connection to a service that is recorded, and then its client's next one from the same port to the default service.
+    fn reopen(&mut self) -> Packet {
+        let family = self.random.below(2);
+        let from = 40_000 + self.random.below(24) as u16;
+        let first = Packet::from(self.source(family)).to(VIPS[family][1]).tcp(from, 80).syn();
+        self.next = Some(first.clone().to(VIPS[family][0]));
+        first
+    }
+
     /// Puts the fragments of a packet among those that are under way, mostly in their order.
     fn fragment(&mut self) {
         let mut packet = self.packet();
@@ -97,13 +114,15 @@ impl Generator {
         packet.fragment = 0;
         packet.padding = 0;
         if random.one_in(2) {
-            let length = 1 + random.below(3000);
+            let length = 1 + random.below(6000);
             packet.payload = random.bytes(length);
         }
         let size = random.pick(&[8, 16, 24, 32, 256, 1400, 1480, 1600]);
         // A router on the way may leave fewer hops to one of them.
         let tired = random.one_in(12);
-        for (at, mut piece) in packet.pieces(size).into_iter().enumerate().take(12) {
+        let total = packet.datagram_bytes();
+        for (at, start) in (0..total).step_by(size).enumerate().take(12) {
+            let mut piece = packet.piece(start..total.min(start + size));
             if tired && at > 0 {
                 piece.hops = 1;
             }
