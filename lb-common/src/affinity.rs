@@ -12,11 +12,12 @@
 
 use crate::{
     abi::{Backend, HISTORY, NO_BACKEND, NO_OWNER, backend_flags, rung, service_flags},
+    offer::{HAS_IT, Offer, backend_at, has, owners_before},
     opaque,
-    steer::{HAS_IT, Offer, Tables, backend_at, has, owners_before},
+    steer::Tables,
 };
 
-/// Who gets a packet of a service that keeps clients together, where `found` is what [`offer`](crate::steer::offer) says,
+/// Who gets a packet of a service that keeps clients together, where `found` is what [`offer`](crate::offer::offer) says,
 /// or the current owner of a slot that has not moved.
 #[inline(always)]
 pub fn keep<T: Tables>(tables: &T, offer: &Offer, found: u32) -> u16 {

@@ -22,6 +22,7 @@ pub mod icmp;
 pub mod index;
 pub mod limiter;
 pub mod mark;
+pub mod offer;
 pub mod opaque;
 pub mod packet;
 pub mod reason;

@@ -12,9 +12,10 @@ use crate::{
     abi::{Backend, BypassKey, NO_BACKEND, NO_OWNER, ServiceKey, backend_flags},
     address::Address,
     flow::State,
+    offer::{Beside, Offer, backend_at, owners_before},
     reply::ReturnTables,
     session::flag,
-    steer::{Beside, Offer, Tables, backend_at, owners_before},
+    steer::Tables,
 };
 
 /// A TCP segment that a pod sends as a backend of a service.

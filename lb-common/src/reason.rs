@@ -155,7 +155,7 @@ impl Reason {
         (Self::ForeignSession, "foreign_session", "Of a connection that reached its pod in another way: dropped"),
         (Self::NoSession, "no_session", "Of no connection, through a service that records its connections: TCP RST"),
         (Self::BrokenHistory, "broken_history", "Beside the packet's own reason: its slot's history is not there"),
-        (Self::NoSlowPath, "no_slow_path", "For the slow path, whose program is not in its place: dropped"),
+        (Self::NoSlowPath, "no_slow_path", "For a program that is not in its place: dropped; ICMP of pods passed"),
         (
             Self::IcmpForeign,
             "icmp_foreign",

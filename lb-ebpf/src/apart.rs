@@ -10,9 +10,10 @@ use lb_common::{
     affinity,
     fragments::{Key, Record},
     icmp::Client,
+    offer::{self, Offer},
     opaque::{self, Segment},
     session::{self, Claim, Claimed},
-    steer::{self, Offer},
+    steer,
 };
 
 use crate::{
@@ -21,13 +22,13 @@ use crate::{
     maps::{self, Maps},
 };
 
-/// See [`lb_common::steer::offer`].
+/// See [`lb_common::offer::offer`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_offer(context: *mut xdp_md, offer: *const Offer) -> u32 {
     // SAFETY: null, or an offer that lives across the call.
     match (Maps::get(context.cast()), unsafe { offer.as_ref() }) {
-        (Some(maps), Some(offer)) => steer::offer(&maps, offer),
+        (Some(maps), Some(offer)) => offer::offer(&maps, offer),
         _ => NO_OWNER as u32,
     }
 }

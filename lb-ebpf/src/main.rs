@@ -8,6 +8,7 @@ mod apart;
 mod egress;
 mod frame;
 mod maps;
+mod sockets;
 mod summed;
 mod uplink;
 

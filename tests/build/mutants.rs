@@ -7,18 +7,27 @@ use std::{error::Error, fmt::Write as _, fs, path::Path};
 
 #[path = "mutations.rs"]
 mod mutations;
+#[path = "mutations_slow.rs"]
+mod mutations_slow;
 
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 9] = ["steer", "slow", "affinity", "opaque", "session", "answer", "icmp", "headers", "checksum"];
+const FILES: [&str; 10] =
+    ["steer", "offer", "slow", "affinity", "opaque", "session", "answer", "icmp", "headers", "checksum"];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
-const SHARED: [(&str, &str, &str, &str); 4] = [
+const SHARED: [(&str, &str, &str, &str); 5] = [
+    (
+        "offer",
+        "/// A packet that does not simply go",
+        "/// Who gets a TCP packet of a moved slot",
+        "pub use lb_common::offer::{Offer, offer_kind};\n",
+    ),
     (
         "steer",
         "/// What becomes of the frame, which",
         "/// The hash whose high bits choose a slot",
-        "pub use lb_common::steer::{Offer, Tables, Verdict, offer_kind};\n",
+        "pub use lb_common::steer::{Tables, Verdict};\n",
     ),
     (
         "session",
@@ -53,7 +62,9 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let mut list = String::new();
     // First the copy with nothing broken: it must not be noticed.
     let control = ("nothing is changed", "", "", "");
-    for (number, (name, file, old, new)) in std::iter::once(&control).chain(MUTATIONS).enumerate() {
+    for (number, (name, file, old, new)) in
+        std::iter::once(&control).chain(MUTATIONS).chain(mutations_slow::MUTATIONS).enumerate()
+    {
         writeln!(out, "mod mutant_{number} {{")?;
         writeln!(out, "use lb_common::{{abi, address, flow, fragments, limiter, mark, packet, reason, reply}};")?;
         for (source, text) in &sources {
@@ -79,7 +90,9 @@ fn adapt(source: &str, text: &str) -> Result<String, Box<dyn Error>> {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let mut text = text.replace("crate::", "super::").replace("#[inline(always)]", "");
     // Asked of the copies' own functions, not of lb-common's.
-    text = text.replace("tables.offer(", "offer(tables, ").replace("tables.claim(", "session::claim(tables, ");
+    text = text
+        .replace("tables.offer(", "super::offer::offer(tables, ")
+        .replace("tables.claim(", "session::claim(tables, ");
     text = text.replace("tables.keep(", "super::affinity::keep(tables, ");
     for (_, from, to, instead) in SHARED.iter().filter(|shared| shared.0 == source) {
         let (Some(from), Some(to)) = (text.find(from), text.find(to)) else {

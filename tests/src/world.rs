@@ -21,12 +21,13 @@ use lb_common::{
     fragments::{self, Clock, Record},
     limiter::{self, Class},
     mark::{self, Mark},
+    offer::{self, Offer},
     opaque::{self, Segment},
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{self, Claim, Claimed, Sessions, Socket},
     slow::{self, Fragments},
-    steer::{self, Offer, Tables, Verdict},
+    steer::{self, Tables, Verdict},
     word::Word,
 };
 
@@ -344,7 +345,7 @@ impl Tables for World {
     }
 
     fn offer(&self, offer: &Offer) -> u32 {
-        steer::offer(self, offer)
+        offer::offer(self, offer)
     }
 
     fn keep(&self, offer: &Offer, found: u32) -> u16 {
