@@ -1,7 +1,7 @@
 //! TCP in user space, in a pod: smoltcp on a packet socket. The pod's own kernel does not hear what comes for its port.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::AsRawFd as _,
@@ -104,17 +104,19 @@ fn relay(
         relayed.remove(&handle);
         return socket.listen(port).context("it is closed");
     }
-    if !relayed.contains_key(&handle) {
-        if !matches!(socket.state(), tcp::State::Established | tcp::State::CloseWait) {
+    let stream = match relayed.entry(handle) {
+        Entry::Occupied(stream) => stream.into_mut(),
+        Entry::Vacant(_) if !matches!(socket.state(), tcp::State::Established | tcp::State::CloseWait) => {
             return Ok(());
         }
-        let stream =
-            TcpStream::connect(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), to)).context("the relay's end")?;
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        relayed.insert(handle, stream);
-    }
-    let Some(stream) = relayed.get_mut(&handle) else { return Ok(()) };
+        Entry::Vacant(place) => {
+            let end = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), to);
+            let stream = TcpStream::connect(end).context("the relay's end")?;
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+            place.insert(stream)
+        }
+    };
     if socket.can_recv() {
         let mut bytes = [0; 2048];
         let length = socket.recv_slice(&mut bytes).unwrap_or(0);
