@@ -264,7 +264,7 @@ fn a_pod_that_owns_the_vip_is_known_by_its_interface() {
             ("the other protocol", ends.of_vip().udp(direct::PORT, PORT), Passes(Reason::NotAReply)),
             ("another VIP", Packet { source: ends.vip(1).into(), ..segment() }, Passes(Reason::NotAReply)),
             ("to a VIP", to_vip, Dropped(Reason::ReplyToVip)),
-            ("a fragment", fragment(segment()), Passes(Reason::NotAReply)),
+            ("a fragment, which is for another program", fragment(segment()), Dropped(Reason::NoSlowPath)),
         ]
     });
 }
