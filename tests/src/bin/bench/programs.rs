@@ -109,6 +109,7 @@ pub fn measure(lab: &Lab, rounds: u32, filter: Option<&str>) -> Result<Table> {
             for row in &mut rows {
                 let context = (row.kind == Kind::Tc).then_some(&context[..]);
                 let place = (row.kind, row.packet.is_v4());
+                product.cache_owner();
                 let (returned, time) = cpu.time(|| programs.run(place, &row.load, &row.frame, context, REPEAT))?;
                 ensure!(returned == row.expected, "{}: returned {returned}, not {}", row.name, row.expected);
                 row.load.next += u64::from(REPEAT);
@@ -256,6 +257,9 @@ const fn backend(family: usize, number: u16) -> IpAddr {
 struct Product {
     object: Ebpf,
     tables: Tables,
+    flows: Mapped<flow::Bucket>,
+    /// The owner of a moved slot's connection: bucket, key, backend.
+    owner: (usize, flow::Key, u32),
 }
 
 impl Product {
@@ -286,8 +290,16 @@ impl Product {
                 tables.apply(&op)?;
             }
         }
-        cache_owner(&object, &sizes, &planner)?;
-        Ok(Self { object, tables })
+        let Some(Map::Array(map)) = object.map("flows") else { bail!("the object has no array `flows`") };
+        let flows = Mapped::<flow::Bucket>::new(map, 1 << sizes.flows_log2)?;
+        let owner = owner(&sizes, &planner)?;
+        Ok(Self { object, tables, flows, owner })
+    }
+
+    /// As after a packet whose connection the current owner has; anew for each row, because others fill the cache.
+    fn cache_owner(&self) {
+        let (bucket, key, backend) = &self.owner;
+        flow::record(&self.flows.elements()[*bucket], key, *backend, 0);
     }
 
     /// Every packet must have been counted under a reason that its row is about.
@@ -301,17 +313,14 @@ impl Product {
     }
 }
 
-/// As after a packet whose connection the current owner has.
-fn cache_owner(object: &Ebpf, sizes: &Sizes, planner: &Planner) -> Result<()> {
+/// The current owner of the moved service, as the flow cache has it for the row's client.
+fn owner(sizes: &Sizes, planner: &Planner) -> Result<(usize, flow::Key, u32)> {
     let vip = VipKey::new(service_vip(0), Protocol::Tcp, MOVED_PORT);
     let service = planner.services().get(&vip).context("the service is planned")?;
     let owner = service.backends.iter().find(|backend| backend.share != 0).context("it has an owner")?;
-    let Some(Map::Array(map)) = object.map("flows") else { bail!("the object has no array `flows`") };
-    let flows = Mapped::<flow::Bucket>::new(map, 1 << sizes.flows_log2)?;
     let key = flow::Key::tcp(service.value.id, CLIENT[0].into(), 1024);
     let bucket = (key.hash(SEED) >> (64 - sizes.flows_log2)) as usize;
-    flow::record(&flows.elements()[bucket], &key, owner.value.id, 0);
-    Ok(())
+    Ok((bucket, key, owner.value.id))
 }
 
 fn places(ifindex: u32) -> Places {
