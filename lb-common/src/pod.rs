@@ -16,6 +16,7 @@ plain!(
     SlotBlock,
     History,
     Backend,
+    Member,
     Endpoint,
     BypassKey,
     Bypass,
