@@ -27,4 +27,7 @@ plain!(
     Route,
     Uplink,
     crate::address::Address,
+    crate::agent::About,
+    crate::agent::Undo,
+    crate::agent::UndoKey,
 );

@@ -123,6 +123,13 @@ pub struct InstalledEndpoint {
     pub(super) services: Vec<VipKey>,
 }
 
+impl InstalledEndpoint {
+    /// How packets reach it.
+    pub const fn way(&self) -> &abi::Backend {
+        &self.way
+    }
+}
+
 /// Identifiers that nothing uses any more: records that name them must go before they are given out again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retired {
