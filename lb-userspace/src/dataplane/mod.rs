@@ -1,6 +1,7 @@
 //! The edge to the kernel: the object, its maps and its programs' places. No decisions.
 
 pub mod bpffs;
+pub mod btf;
 pub mod capacity;
 pub mod kernel_types;
 pub mod mapped;
