@@ -243,7 +243,7 @@ impl Kernel {
     /// Puts a record into `bypasses`, as a program would.
     pub fn add_bypass(&mut self, key: BypassKey, endpoint: u32, backend: u32) {
         map_of::<HashMap<_, BypassKey, Bypass>>(&mut self.ebpf, "bypasses")
-            .insert(key, Bypass { backend, since: 0 }, 0)
+            .insert(key, Bypass::new(backend, 0), 0)
             .expect("there is room");
         self.bypass_counts[endpoint as usize].count.add(1);
     }
