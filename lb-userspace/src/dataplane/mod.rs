@@ -4,6 +4,7 @@ pub mod bpffs;
 pub mod btf;
 pub mod capacity;
 pub mod kernel_types;
+pub mod layout;
 pub mod mapped;
 pub mod object;
 pub mod probe;
