@@ -6,8 +6,11 @@
 
 use crate::{address::Address, index::Filter, word::Word};
 
-/// Version of this layout; a data plane of another version is not adopted.
-pub const ABI_VERSION: u32 = 2;
+/// Version of this layout. A data plane of another version is not adopted as it is. CONTRIBUTING.md says when it is
+/// raised.
+pub const ABI_VERSION: u32 = RELEASED + cfg!(feature = "next-abi") as u32;
+/// Of what is released. The feature `next-abi` stands for the release after it.
+const RELEASED: u32 = 2;
 
 /// IANA protocol numbers.
 pub mod protocol {
@@ -65,6 +68,9 @@ impl ServiceKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Service {
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub affinity: u32,
     /// First slot in `maglev`.
     pub slots: u32,
     /// First entry in `backends`.
@@ -80,6 +86,7 @@ pub struct Service {
     /// Names the service in `flows`.
     pub id: u32,
     /// How long a client's record counts, in [`coarse_ticks`].
+    #[cfg(not(feature = "next-abi"))]
     pub affinity: u32,
 }
 const _: () = assert!(size_of::<Service>() == 24);
@@ -144,9 +151,13 @@ pub const HISTORY: usize = 7;
 pub struct Backend {
     /// The address that the pod knows itself by: its own; the VIP where the rung is `direct`.
     pub address: Address,
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub endpoint: u32,
     /// Index into `backend_vips` and `backend_counters`; stays while the backend is one of the service.
     pub id: u32,
     /// Index into `endpoint_bypasses`: the pod's (address, port, protocol), whichever services have it.
+    #[cfg(not(feature = "next-abi"))]
     pub endpoint: u32,
     /// The host-side interface.
     pub ifindex: u32,
@@ -268,6 +279,12 @@ pub mod rung {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Endpoint {
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub netns_id: u32,
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub backend: u32,
     /// VIP of the default service: the oldest that has this endpoint.
     pub vip: Address,
     /// Port of the default service, host order.
@@ -277,8 +294,10 @@ pub struct Endpoint {
     /// Index into `endpoint_bypasses`.
     pub id: u32,
     /// Id of the endpoint as a backend of the default service.
+    #[cfg(not(feature = "next-abi"))]
     pub backend: u32,
     /// As [`Backend::netns_id`].
+    #[cfg(not(feature = "next-abi"))]
     pub netns_id: u32,
 }
 const _: () = assert!(size_of::<Endpoint>() == 32);
@@ -324,13 +343,29 @@ const _: () = assert!(size_of::<BypassKey>() == 40);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Bypass {
+    /// What a later release may record. Zero.
+    #[cfg(feature = "next-abi")]
+    pub later: u64,
     /// [`NO_BACKEND`]: the connection reached the pod without a VIP. Otherwise the id of the backend it came to, which
     /// says through which service.
     pub backend: u32,
     /// When it was last written, in ticks of [`coarse_ticks`].
     pub since: u32,
 }
-const _: () = assert!(size_of::<Bypass>() == 8);
+const _: () = assert!(size_of::<Bypass>() == 8 + 8 * cfg!(feature = "next-abi") as usize);
+
+impl Bypass {
+    /// Record of a connection of this backend, or [`NO_BACKEND`], at this coarse time.
+    #[inline(always)]
+    pub const fn new(backend: u32, since: u32) -> Self {
+        Self {
+            #[cfg(feature = "next-abi")]
+            later: 0,
+            backend,
+            since,
+        }
+    }
+}
 
 /// In [`Bypass::backend`]: none of any service, the connection is left alone.
 pub const NO_BACKEND: u32 = u32::MAX;

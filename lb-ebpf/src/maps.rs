@@ -303,13 +303,13 @@ impl Maps {
         // Counted first: the count is never less than the entries, or a reply would skip the lookup.
         let Some(count) = ENDPOINT_BYPASSES.get(endpoint) else { return false };
         count.count.add(1);
-        match BYPASSES.insert(key, Bypass { backend, since }, BPF_NOEXIST as u64) {
+        match BYPASSES.insert(key, Bypass::new(backend, since), BPF_NOEXIST as u64) {
             Ok(()) => true,
             Err(error) => {
                 count.count.add(u64::MAX);
                 // Another CPU was faster, and has counted its entry: only that one may be written here, never a new
                 // one that nobody counts.
-                error == -EEXIST && BYPASSES.insert(key, Bypass { backend, since }, BPF_EXIST as u64).is_ok()
+                error == -EEXIST && BYPASSES.insert(key, Bypass::new(backend, since), BPF_EXIST as u64).is_ok()
             }
         }
     }

@@ -1,8 +1,10 @@
 //! The edge to the kernel: the object, its maps and its programs' places. No decisions.
 
 pub mod bpffs;
+pub mod btf;
 pub mod capacity;
 pub mod kernel_types;
+pub mod layout;
 pub mod mapped;
 pub mod object;
 pub mod pinned;

@@ -289,7 +289,7 @@ impl Tables {
         }
         let count = &self.bypass_counts.elements()[endpoint as usize].count;
         count.add(1);
-        let value = Bypass { backend: abi::NO_BACKEND, since };
+        let value = Bypass::new(abi::NO_BACKEND, since);
         self.bypasses.insert(key, value, aya_flags::NO_EXIST).or_else(|error| {
             count.add(u64::MAX);
             if self.bypasses.get(key, 0).is_ok() { Ok(()) } else { Err(error.into()) }
