@@ -84,7 +84,7 @@ fn resume(maps: &Maps, step: &Step, now: Duration) -> (World, Adopted) {
 }
 
 proptest! {
-    #![proptest_config(config(96))]
+    #![proptest_config(config(32))]
 
     #[test]
     fn what_was_written_as_a_whole_is_what_is_installed(steps in any_steps()) {
@@ -194,3 +194,4 @@ fn assert_equivalent(before: &Maps, whole: &Maps, crashed: &Maps, resumed: &Maps
 }
 
 mod damage;
+mod single;

@@ -1,10 +1,7 @@
 //! Maps that no agent has written.
 
 use super::*;
-use crate::{
-    model::{Capacities, SELF_TEST_VIPS},
-    plan::adopt::tests::world::CAPACITIES,
-};
+use crate::{model::Capacities, plan::adopt::tests::world::CAPACITIES};
 
 /// A word of a map that becomes another one.
 #[derive(Clone, Debug)]
@@ -64,7 +61,7 @@ impl Damage {
 }
 
 proptest! {
-    #![proptest_config(config(256))]
+    #![proptest_config(config(64))]
 
     #[test]
     fn whatever_stands_in_the_maps_the_next_plan_installs_what_is_wanted(
@@ -90,6 +87,10 @@ proptest! {
         resumed.apply(&ops);
         later.assert_owned(&resumed.maps);
     }
+}
+
+proptest! {
+    #![proptest_config(config(16))]
 
     #[test]
     fn the_same_state_in_new_maps_is_the_same_to_every_packet(steps in any_steps()) {

@@ -195,10 +195,11 @@ pub fn atoms(ops: &[MapOp]) -> Vec<MapOp> {
 #[derive(Clone, Debug)]
 pub struct Step {
     pub services: Vec<Service>,
-    hosts: BTreeMap<u8, bool>,
-    opaque: BTreeSet<u8>,
-    retires: bool,
-    prunes: bool,
+    /// By last byte, whether the pod has moved.
+    pub hosts: BTreeMap<u8, bool>,
+    pub opaque: BTreeSet<u8>,
+    pub retires: bool,
+    pub prunes: bool,
 }
 
 pub fn ip(last: u8) -> IpAddr {
