@@ -224,3 +224,6 @@ fn name_of(key: &ServiceKey) -> String {
 fn is_endpoint(key: &ServiceKey) -> bool {
     key.port != 0 && key.pad == 0 && Protocol::from_number(key.protocol).is_some()
 }
+
+#[cfg(test)]
+mod tests;

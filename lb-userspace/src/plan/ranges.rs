@@ -38,13 +38,13 @@ pub struct Epoch(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ReserveError {
     /// Not a power of two, or not at a multiple of it.
-    #[error("range {0} is not an aligned power of two; the map was not written by this agent: clear it")]
+    #[error("range {0} is not an aligned power of two")]
     Misshapen(Range),
     /// Beyond the array.
-    #[error("range {0} ends beyond the capacity of {1}; start with the capacity that the map was made with")]
+    #[error("range {0} ends beyond the capacity of {1}")]
     Beyond(Range, u32),
     /// Shares elements with a range in use or at rest.
-    #[error("range {0} overlaps another one; the map was not written by this agent: clear it")]
+    #[error("range {0} overlaps another one")]
     Overlap(Range),
 }
 

@@ -19,7 +19,7 @@ use crate::model::Capacities;
 pub enum RebuildError {
     /// What is in use names a place that the new maps do not have.
     #[error(
-        "capacity {key} cannot become {capacity}: {what} {highest} is in use; choose {} or more, or run `sluice detach` \
+        "{key} cannot become {capacity}: {what} {highest} is in use; choose {} or more, or run `sluice detach` \
          first, which ends sessions",
         u64::from(*highest) + 1
     )]

@@ -176,6 +176,10 @@ impl<'a, A: Arrays> Services<'a, A> {
             identities.insert(identity);
             let (weight, drain) = (member.weight, member.flags & member_flags::DRAIN != 0);
             let backend = InstalledBackend { endpoint, value, position, share: 0, weight, drain, since: member.since };
+            let value = backend.member(vip);
+            if value != *member {
+                self.ops.push(MapOp::SetMember { id, value });
+            }
             positions.insert(position, backend);
         }
         positions.into_values().collect()

@@ -26,6 +26,9 @@ struct Reference {
 
 /// By reference, where any slot has it.
 struct References<'a> {
+    /// The last one.
+    limit: u16,
+    /// As far as slots have any.
     read: Vec<Option<Reference>>,
     distinct: HashSet<List>,
     history: &'a dyn Fn(u16) -> Option<History>,
@@ -35,16 +38,19 @@ struct References<'a> {
 impl References<'_> {
     /// The list behind a reference; nothing stands behind 0 and beyond the range.
     fn get(&mut self, reference: u16) -> Reference {
-        match self.read.get(usize::from(reference)) {
-            Some(Some(known)) => *known,
-            Some(None) if reference > 0 => {
-                let history = (self.history)(reference - 1).unwrap_or_default();
-                let found = self.checked(history);
-                self.read[usize::from(reference)] = Some(found);
-                found
-            }
-            Some(None) | None => Reference { list: List::default(), is_sound: false, slots: 0 },
+        if reference == 0 || reference > self.limit {
+            return Reference { list: List::default(), is_sound: false, slots: 0 };
         }
+        let at = usize::from(reference);
+        if self.read.len() <= at {
+            self.read.resize(at + 1, None);
+        }
+        if let Some(known) = self.read[at] {
+            return known;
+        }
+        let found = self.checked((self.history)(reference - 1).unwrap_or_default());
+        self.read[at] = Some(found);
+        found
     }
 
     fn checked(&mut self, history: History) -> Reference {
@@ -89,8 +95,8 @@ impl SlotTable {
         now: Duration,
     ) -> (Self, Change) {
         assert_eq!(slots.len(), size.slots(), "slots of a table");
-        let read = vec![None; usize::from(limits.lists) + 1];
-        let mut references = References { read, distinct: HashSet::new(), history: &history, exists: &exists };
+        let (read, distinct) = Default::default();
+        let mut references = References { limit: limits.lists, read, distinct, history: &history, exists: &exists };
         let mut broken = Vec::new();
         for (index, slot) in (0..).zip(&slots) {
             let has_owner = slot.owner == Position::NONE.0 || exists(Position(slot.owner));
