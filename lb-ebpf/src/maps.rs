@@ -270,7 +270,7 @@ impl Maps {
         let found = EARLIER_BYPASSES.get_ptr(key)?.cast::<u8>();
         // SAFETY: an aligned word of a live element, whose place the loader has read from the map's types.
         let backend = unsafe { found.add(EARLIER_BACKEND_AT.load() as usize).cast::<u32>().read_volatile() };
-        Some(Bypass { backend, since: 0 })
+        Some(Bypass::new(backend, 0))
     }
 
     /// A client that only the earlier data plane knows.

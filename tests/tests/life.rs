@@ -10,6 +10,12 @@ use lb_tests::{
     life::{Life, OTHER_UPLINK, Wish},
 };
 
+/// Environment variable that names the agent of another ABI.
+const NEXT_BINARY: &str = "SLUICE_NEXT_BIN";
+/// Other sizes of all maps that have any.
+const LARGER: &str =
+    "{services: 200, backends: 500, maglevSlots: 131072, bypasses: 8192, flows: 65536, fragments: 4096}";
+
 /// What happens to the agent.
 struct Scenario {
     name: &'static str,
@@ -19,6 +25,8 @@ struct Scenario {
 const SCENARIOS: &[Scenario] = &[
     Scenario { name: "SIGKILL and restart", run: killed },
     Scenario { name: "orderly restart", run: restarted },
+    Scenario { name: "a capacity changes, and back", run: capacity },
+    Scenario { name: "another ABI, and back", run: abi },
     Scenario { name: "another service changes", run: other_service },
     Scenario { name: "100 configurations a second", run: storm },
     Scenario { name: "another uplink goes down and comes up", run: other_uplink },
@@ -50,6 +58,25 @@ fn killed(life: &mut Life) -> Result<()> {
 fn restarted(life: &mut Life) -> Result<()> {
     life.end()?;
     life.check("SIGTERM")?;
+    life.start(None, &Wish::default())
+}
+
+/// All maps of whose size it is are others.
+fn capacity(life: &mut Life) -> Result<()> {
+    life.end()?;
+    life.start(None, &Wish { capacities: LARGER, ..Wish::default() })?;
+    life.check("larger")?;
+    life.kill()?;
+    life.start(None, &Wish::default())
+}
+
+/// As an upgrade to the next release, and a downgrade.
+fn abi(life: &mut Life) -> Result<()> {
+    let next = std::env::var(NEXT_BINARY).with_context(|| format!("{NEXT_BINARY} names the agent of another ABI"))?;
+    life.end()?;
+    life.start(Some(&next), &Wish::default())?;
+    life.check("upgrade")?;
+    life.kill()?;
     life.start(None, &Wish::default())
 }
 

@@ -21,8 +21,12 @@ const USUAL_PLACE: &str = "/sys/fs/bpf";
 pub const LINKS: &str = "links";
 /// Where maps are pinned in the directory.
 pub const MAPS: &str = "maps";
+/// Where the maps of a data plane are pinned that is to take the place of the one in [`MAPS`], until they are complete.
+pub const MAPS_NEW: &str = "maps-new";
+/// Where the maps are pinned whose place others have taken, until every program has been switched to those.
+pub const MAPS_OLD: &str = "maps-old";
 /// What the agent makes in its directory, in the order in which it goes.
-const PARTS: [&str; 2] = [LINKS, MAPS];
+const PARTS: [&str; 4] = [LINKS, MAPS_NEW, MAPS_OLD, MAPS];
 /// The mark of a directory that is an agent's: what is pinned in another is never removed. A bpffs holds no files of its
 /// own, but symlinks; this one leads nowhere.
 const OWNER: &str = "owner";
@@ -89,10 +93,37 @@ pub fn prepare(directory: &Path) -> Result<PinDirectory, DataPlaneError> {
     if is_own_mount {
         mark(directory, MOUNTED).map_err(fail("marking it", read_only))?;
     }
-    for part in PARTS {
+    tidy(directory).map_err(fail("tidying up in it", read_only))?;
+    for part in [LINKS, MAPS] {
         fs::create_dir_all(directory.join(part)).map_err(fail("making a directory in it", read_only))?;
     }
     Ok(PinDirectory { mounted, _lock: lock })
+}
+
+/// Completes what an agent was killed in: where the old maps have been laid aside, the new ones are complete and take
+/// their place; otherwise they are not, and go.
+fn tidy(directory: &Path) -> io::Result<()> {
+    let [new, maps, old] = [MAPS_NEW, MAPS, MAPS_OLD].map(|part| directory.join(part));
+    match (new.exists(), maps.exists(), old.exists()) {
+        (true, false, true) => fs::rename(new, maps),
+        (true, ..) => remove_pins(&new),
+        (false, ..) => Ok(()),
+    }
+}
+
+/// Lets complete new maps take the place of those that there are, which are laid aside.
+pub fn replace_maps(directory: &Path) -> io::Result<()> {
+    let [new, maps, old] = [MAPS_NEW, MAPS, MAPS_OLD].map(|part| directory.join(part));
+    fs::rename(&maps, old)?;
+    fs::rename(new, maps)
+}
+
+/// Removes a directory of pins, if it is there.
+pub fn remove_pins(directory: &Path) -> io::Result<()> {
+    for pin in entries(directory)? {
+        gone(fs::remove_file(&pin))?;
+    }
+    gone(fs::remove_dir(directory))
 }
 
 /// Takes the directory of an agent that does not run, to remove what is in it. `None` where no agent has left anything.
@@ -232,7 +263,7 @@ fn check_owner(directory: &Path) -> io::Result<()> {
 pub fn remove(directory: &Path) -> io::Result<()> {
     clear(directory)?;
     for part in PARTS {
-        gone(fs::remove_dir(directory.join(part)))?;
+        remove_pins(&directory.join(part))?;
     }
     let is_own_mount = fs::symlink_metadata(directory.join(MOUNTED)).is_ok();
     gone(fs::remove_file(directory.join(MOUNTED)))?;
@@ -249,6 +280,9 @@ pub fn clear(directory: &Path) -> io::Result<()> {
         // What is no link is removed all the same.
         let _ = detach(&link);
         gone(fs::remove_file(&link))?;
+    }
+    for part in [MAPS_NEW, MAPS_OLD] {
+        remove_pins(&directory.join(part))?;
     }
     for pin in entries(&directory.join(MAPS))? {
         gone(fs::remove_file(&pin))?;

@@ -3,6 +3,7 @@
 pub mod bpffs;
 pub mod btf;
 pub mod capacity;
+pub mod earlier;
 pub mod kernel_types;
 pub mod layout;
 pub mod mapped;
@@ -10,6 +11,7 @@ pub mod object;
 pub mod pinned;
 pub mod probe;
 pub mod programs;
+mod raw;
 mod signals;
 pub mod summed;
 pub mod tables;
@@ -53,6 +55,12 @@ pub enum DataPlaneError {
     /// A map operation failed.
     #[error("map: {0}")]
     Map(#[from] MapError),
+    /// A map could not be read.
+    #[error("cannot read the entries of a map: {source}")]
+    Entries {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A port could not be written.
     #[error("cannot write port {id} to tx_ports: {source}")]
     Port {

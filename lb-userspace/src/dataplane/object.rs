@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -13,10 +14,13 @@ use aya::{
     maps::ProgramArray,
     programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{COARSE_SHIFT, program, return_program};
+use lb_common::{
+    abi::{COARSE_SHIFT, program, return_program},
+    agent::earlier,
+};
 use tracing::warn;
 
-use super::{DataPlaneError, bpffs, capacity::Sizes, signals::BlockedSignals, summed::Summed};
+use super::{DataPlaneError, bpffs, capacity::Sizes, earlier::Beside, signals::BlockedSignals, summed::Summed};
 
 /// The object that `cargo xtask build` put into this program.
 #[cfg(sluice_ebpf_object)]
@@ -35,8 +39,9 @@ pub const TC_PROGRAMS: [&str; 8] = [
     "sluice_uplink_in",
     "sluice_uplink_out",
     "sluice_out_fragment",
-    "sluice_clock",
+    CLOCK,
 ];
+const CLOCK: &str = "sluice_clock";
 /// Programs that others go on in: the map, their place in it, their name.
 pub const CALLED_PROGRAMS: [(&str, u32, &str); 5] = [
     ("programs", program::SLOW, "sluice_xdp_slow"),
@@ -59,17 +64,19 @@ pub const EARLIER: [&str; 2] = ["earlier_bypasses", "earlier_flows"];
 pub struct Pins {
     maps: PathBuf,
     /// Tells this load's [`CALLS`] from those of the programs that are still attached.
-    load: u32,
+    load: (u32, u32),
 }
 
 impl Pins {
-    /// In this directory.
+    /// In this directory, for one load.
     pub fn new(maps: PathBuf) -> Self {
-        Self { maps, load: std::process::id() }
+        static LOADS: AtomicU32 = AtomicU32::new(0);
+        Self { maps, load: (std::process::id(), LOADS.fetch_add(1, Relaxed)) }
     }
 
     fn path(&self, map: &str) -> PathBuf {
-        if CALLS.contains(&map) { self.maps.join(format!("{map}-{}", self.load)) } else { self.maps.join(map) }
+        let (process, number) = self.load;
+        if CALLS.contains(&map) { self.maps.join(format!("{map}-{process}-{number}")) } else { self.maps.join(map) }
     }
 
     /// Once no program of an earlier load is attached: this load's [`CALLS`] get their proper names, and others go.
@@ -120,10 +127,38 @@ fn bytes() -> Result<Cow<'static, [u8]>, DataPlaneError> {
 /// Loads the object's maps and programs; nothing is attached. With `pins`, maps that are pinned there already are the
 /// object's, and the others are made and pinned.
 pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Ebpf, DataPlaneError> {
+    load_beside(sizes, pins, None)
+}
+
+/// As [`load`]; with `beside`, programs that look into the maps of an earlier data plane too.
+pub fn load_beside(sizes: &Sizes, pins: Option<&Pins>, beside: Option<&Beside>) -> Result<Ebpf, DataPlaneError> {
+    let mut object = make_maps(sizes, pins, beside)?;
+    let _blocked = BlockedSignals::new();
+    for name in XDP_PROGRAMS {
+        xdp_named(&mut object, name)?.load().map_err(|source| loading(name, source))?;
+    }
+    for name in TC_PROGRAMS.into_iter().filter(|name| *name != CLOCK) {
+        tc(&mut object, name)?.load().map_err(|source| loading(name, source))?;
+    }
+    fill_programs(&mut object)?;
+    Ok(object)
+}
+
+/// The object's maps, as for [`load`], and of its programs only the clock.
+pub fn make_maps(sizes: &Sizes, pins: Option<&Pins>, beside: Option<&Beside>) -> Result<Ebpf, DataPlaneError> {
     let bytes = bytes()?;
     let filled = with_summed(&bytes)?;
     let mut loader = EbpfLoader::new();
+    let (mut earlier, mut flows_log2, mut backend_at) = (0, 0, 0);
+    if let Some(beside) = beside {
+        earlier |= beside.flows_log2.map_or(0, |_| earlier::FLOWS);
+        earlier |= beside.backend_at.map_or(0, |_| earlier::BYPASSES);
+        (flows_log2, backend_at) = (beside.flows_log2.unwrap_or(0), beside.backend_at.unwrap_or(0));
+    }
     loader
+        .override_global("EARLIER", &earlier, true)
+        .override_global("EARLIER_FLOWS_LOG2", &flows_log2, true)
+        .override_global("EARLIER_BACKEND_AT", &backend_at, true)
         .override_global("SERVICE_INDEX_LOG2", &sizes.service_index_log2, true)
         .override_global("ENDPOINT_INDEX_LOG2", &sizes.endpoint_index_log2, true)
         .override_global("FLOWS_LOG2", &sizes.flows_log2, true)
@@ -134,15 +169,15 @@ pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Ebpf, DataPlaneError> 
             loader.map_pin_path(name, pins.path(name));
         }
     }
+    if let Some(beside) = beside {
+        let readable = [beside.backend_at.is_some(), beside.flows_log2.is_some()];
+        for (name, _) in EARLIER.into_iter().zip(readable).filter(|(_, readable)| *readable) {
+            loader.map_pin_path(name, beside.maps.join(name.trim_start_matches("earlier_")));
+        }
+    }
     let mut object = loader.load(&filled).map_err(|error| DataPlaneError::Load(Box::new(error)))?;
     let _blocked = BlockedSignals::new();
-    for name in XDP_PROGRAMS {
-        xdp_named(&mut object, name)?.load().map_err(|source| loading(name, source))?;
-    }
-    for name in TC_PROGRAMS {
-        tc(&mut object, name)?.load().map_err(|source| loading(name, source))?;
-    }
-    fill_programs(&mut object)?;
+    tc(&mut object, CLOCK)?.load().map_err(|source| loading(CLOCK, source))?;
     Ok(object)
 }
 
@@ -268,7 +303,7 @@ const KNOWN: u32 = u32::MAX >> COARSE_SHIFT;
 fn jiffies(object: &mut Ebpf) -> Result<u32, DataPlaneError> {
     let frame = [0; 64];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-    let run = tc(object, "sluice_clock")?.test_run(options).map_err(|error| DataPlaneError::Clock(Box::new(error)))?;
+    let run = tc(object, CLOCK)?.test_run(options).map_err(|error| DataPlaneError::Clock(Box::new(error)))?;
     Ok(run.return_value)
 }
 

@@ -85,7 +85,7 @@ pub fn look(maps: &Path, wanted: &Shapes) -> Result<Left, DataPlaneError> {
 }
 
 /// What the maps say of themselves; `None` where they are not complete, or there are none.
-fn about(maps: &Path) -> Result<Option<About>, DataPlaneError> {
+pub fn about(maps: &Path) -> Result<Option<About>, DataPlaneError> {
     let path = maps.join(ABOUT);
     if !path.exists() {
         return Ok(None);

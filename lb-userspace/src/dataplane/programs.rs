@@ -64,6 +64,7 @@ impl Attached {
             source,
             advice: "",
         })?;
+        self.places.clear();
         for (program, attach_point) in PLACES {
             for pin in &pins {
                 let Some(ifindex) = interface_in_name(pin, program) else { continue };

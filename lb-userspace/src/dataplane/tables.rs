@@ -282,14 +282,18 @@ impl Tables {
         self.endpoints.get(key, 0).ok()
     }
 
-    /// Records a connection that reaches an endpoint without a VIP. Counted before it is there, as the programs do.
+    /// Records a connection that reaches an endpoint without a VIP, unless it is recorded.
     pub fn record_bypass(&mut self, key: &BypassKey, endpoint: u32, since: u32) -> Result<(), DataPlaneError> {
+        self.insert_bypass(key, Bypass::new(abi::NO_BACKEND, since), endpoint)
+    }
+
+    /// Counted before it is there, as the programs do.
+    fn insert_bypass(&mut self, key: &BypassKey, value: Bypass, endpoint: u32) -> Result<(), DataPlaneError> {
         if self.bypasses.get(key, 0).is_ok() {
             return Ok(());
         }
         let count = &self.bypass_counts.elements()[endpoint as usize].count;
         count.add(1);
-        let value = Bypass::new(abi::NO_BACKEND, since);
         self.bypasses.insert(key, value, aya_flags::NO_EXIST).or_else(|error| {
             count.add(u64::MAX);
             if self.bypasses.get(key, 0).is_ok() { Ok(()) } else { Err(error.into()) }

@@ -18,6 +18,7 @@ use super::{
     connections::endpoint_of,
     opaque::{Opaque, Why},
     pods::Finding,
+    renew::Aside,
     start::{BUILD, Begun, settle},
     uplinks::AttachedUplink,
 };
@@ -40,8 +41,11 @@ impl Engine {
     /// Adopts what is pinned. On an error everything goes on as it was.
     pub(super) fn adopt(begun: Begun) -> Result<Self> {
         let began = Instant::now();
-        let pins = Pins::new(begun.snapshot.pin_directory.join(MAPS));
-        let mut object = object::load(&begun.sizes, Some(&pins))?;
+        let maps = begun.snapshot.pin_directory.join(MAPS);
+        let pins = Pins::new(maps.clone());
+        let mut aside = Aside::find(&begun.snapshot.pin_directory)?;
+        let beside = aside.as_ref().map(|aside| aside.earlier.beside()).transpose()?;
+        let mut object = object::load_beside(&begun.sizes, Some(&pins), beside.as_ref())?;
         let clock = Clock::measure(&mut object)?;
         let mut tables = Tables::adopt(&mut object, &begun.sizes)?;
         let earlier = tables.signed_by()?;
@@ -52,11 +56,21 @@ impl Engine {
         }
         let planner = adopted.planner;
         let removed = tables.keep_only(&adopted.used, |key| endpoint_of(&planner, key));
+        if let Some(aside) = &mut aside {
+            aside.carry(&mut tables, &planner)?;
+        }
         let mut engine = Self::new(begun, object, tables, planner, clock)?;
         engine.apply(adopted.ops)?;
         let links = links::snapshot(&mut engine.netlink)?;
         engine.attached.adopt(&mut engine.object, &links)?;
         settle(&pins, &engine.snapshot.pin_directory)?;
+        if let Some(aside) = aside {
+            aside.finish(&mut engine)?;
+            let pins = Pins::new(maps);
+            engine.object = object::load(&engine.sizes, Some(&pins))?;
+            engine.attached.adopt(&mut engine.object, &links)?;
+            settle(&pins, &engine.snapshot.pin_directory)?;
+        }
         engine.tables.sign(BUILD)?;
         engine.adopt_uplinks(&links);
         engine.adopt_undos(&links);

@@ -8,6 +8,7 @@ mod guard;
 mod opaque;
 mod pods;
 mod prune;
+mod renew;
 mod report;
 mod start;
 mod undo;

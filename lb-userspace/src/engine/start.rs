@@ -17,7 +17,7 @@ use lb_common::{
 };
 use tracing::{info, warn};
 
-use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints};
+use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints, renew};
 use crate::{
     dataplane::{
         DataPlaneError,
@@ -57,7 +57,11 @@ impl Engine {
         match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
             Left::Same => Self::adopt(begun),
             Left::Nothing => Self::make(begun),
-            Left::Other { how, .. } => {
+            Left::Other { about: Some(_), how } => {
+                renew::prepare(&begun, &how)?;
+                Self::adopt(begun)
+            }
+            Left::Other { about: None, how } => {
                 warn!(how, "the data plane of an earlier agent cannot be adopted, and is replaced");
                 Self::make(begun)
             }

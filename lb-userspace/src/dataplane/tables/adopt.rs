@@ -90,6 +90,40 @@ impl Tables {
         removed
     }
 
+    /// Records a bypass as an earlier data plane has it, unless it is recorded here.
+    pub fn carry_bypass(
+        &mut self,
+        key: &abi::BypassKey,
+        bypass: abi::Bypass,
+        endpoint: u32,
+    ) -> Result<(), DataPlaneError> {
+        self.insert_bypass(key, bypass, endpoint)
+    }
+
+    /// Records a client as an earlier data plane has it, unless it is recorded here.
+    pub fn carry_flow(&self, key: &flow::Key, backend: u32, since: u32) {
+        let buckets = self.flows.elements();
+        let log2 = buckets.len().ilog2();
+        let bucket = &buckets[bucket_of(key.hash(self.written.table_seed), log2)];
+        if !flow::holds(bucket, key) {
+            flow::record(bucket, key, backend, since);
+        }
+    }
+
+    /// Takes away bypasses that were carried over and have not changed since, but are gone where they came from.
+    pub fn drop_carried(
+        &mut self,
+        gone: impl Iterator<Item = (abi::BypassKey, abi::Bypass)>,
+        endpoint_of: impl Fn(&abi::BypassKey) -> Option<u32>,
+    ) -> Result<(), DataPlaneError> {
+        for (key, carried) in gone {
+            if self.bypasses.get(&key, 0).is_ok_and(|now| now == carried) {
+                self.remove_bypass(&key, endpoint_of(&key))?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the maps hold.
     pub fn read_back(&self) -> ReadBack {
         let ids = |entries: usize| 0..entries as u32;
