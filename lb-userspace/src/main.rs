@@ -9,5 +9,5 @@ use lb_userspace::{
 };
 
 fn main() -> ExitCode {
-    cli::run(Cli::parse(), &Actions { agent: engine::run, detach: engine::detach::run })
+    cli::run(Cli::parse(), &Actions { agent: &engine::run, detach: &engine::detach::run })
 }

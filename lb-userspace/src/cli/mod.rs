@@ -132,12 +132,15 @@ pub struct DetachArgs {
 }
 
 /// What the command line calls and does not know: it does not depend on the engine.
-pub struct Actions {
+pub struct Actions<'a> {
     /// Runs the agent with a configuration file until it is told to stop.
-    pub agent: fn(&Path) -> Result<()>,
+    pub agent: &'a dyn Fn(&Path) -> Result<()>,
     /// Removes what agents have made under a pin directory and a run directory, and says each thing that it does.
-    pub detach: fn(&Path, &Path, &mut dyn FnMut(&str)) -> Result<()>,
+    pub detach: &'a Detach<'a>,
 }
+
+/// See [`Actions::detach`].
+pub type Detach<'a> = dyn Fn(&Path, &Path, &mut dyn FnMut(&str)) -> Result<()> + 'a;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

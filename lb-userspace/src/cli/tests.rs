@@ -1,3 +1,5 @@
+use std::cell::RefCell;
+
 use clap::{CommandFactory, error::ErrorKind};
 
 use super::*;
@@ -16,13 +18,26 @@ fn the_agent_gets_its_file() {
     let cli = parse("sluice agent --config a.yaml --log-format json --log-level info,lb_userspace=debug").unwrap();
     let Command::Agent(args) = &cli.command else { panic!("{cli:?}") };
     assert_eq!((args.log_format, args.log_level.as_str()), (LogFormat::Json, "info,lb_userspace=debug"));
-    let mut started = None;
-    let status = run(cli, |config| {
-        started = Some(config.to_owned());
+    let started = RefCell::new(None);
+    let agent = |config: &Path| {
+        *started.borrow_mut() = Some(config.to_owned());
         Ok(())
-    });
+    };
+    let status = run(cli, &Actions { agent: &agent, detach: &|_, _, _| panic!("not asked for") });
     assert_eq!(status, ExitCode::SUCCESS);
-    assert_eq!(started.as_deref(), Some(Path::new("a.yaml")));
+    assert_eq!(started.borrow().as_deref(), Some(Path::new("a.yaml")));
+}
+
+#[test]
+fn detach_works_where_agents_do_by_default() {
+    let detached = RefCell::new(None);
+    let detach = |pins: &Path, run: &Path, _: &mut dyn FnMut(&str)| {
+        *detached.borrow_mut() = Some((pins.to_owned(), run.to_owned()));
+        Ok(())
+    };
+    let actions = Actions { agent: &|_| panic!("not asked for"), detach: &detach };
+    assert_eq!(run(parse("sluice detach").unwrap(), &actions), ExitCode::SUCCESS);
+    assert_eq!(detached.into_inner(), Some(("/sys/fs/bpf/sluice".into(), "/run/sluice".into())));
 }
 
 #[test]
