@@ -431,6 +431,7 @@ fn the_data_plane_outlives_a_killed_agent_and_the_next_one_takes_over() -> Resul
         beside.exchange(Speaker::Pod).context("without an agent")?;
         agent = Agent::start_with(&lab, &base)?;
         wait_ready(&agent)?;
+        session.exchange(Speaker::Client).context("with the next agent")?;
         open(&lab, &listener).context("with the next agent")?.exchange(Speaker::Pod)?;
         beside.exchange(Speaker::Client).context("with the next agent")?;
     }
