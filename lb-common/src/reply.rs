@@ -186,7 +186,7 @@ pub struct Heard {
     pub netns_id: u32,
     /// Whether the endpoint is known to be opaque.
     pub is_opaque: bool,
-    /// Whether the segment may be looked at.
+    /// Whether the segment may be looked at; false where the packet is none of TCP.
     pub is_due: bool,
 }
 
@@ -208,6 +208,7 @@ pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place:
     }
     // A pod that opens a connection from its service's port does so on its own account.
     if opens {
+        // A copy, so that the key is put into memory for this alone.
         let key = *key;
         return match tables.record_bypass(&key, endpoint.id, NO_BACKEND) {
             true => Through::Passed(Reason::Bypassed),

@@ -356,7 +356,8 @@ pub(crate) fn rewrite_network<F: Frame>(frame: &mut F, headers: &Headers, backen
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
-        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, backend.address_change as u64 + checksum::one_hop(true)));
+        let change = backend.address_change as u64 + checksum::one_hop(true);
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, change));
         ip.put::<{ v4::TTL }, u8>(headers.hops - 1);
         ip.put::<{ v4::DESTINATION }, u32>(backend.address.v4_word());
     } else {
