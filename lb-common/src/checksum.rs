@@ -53,11 +53,23 @@ pub const fn change_address(old: Address, new: Address, is_v4: bool) -> u32 {
     let sum = if is_v4 {
         !old.v4_word() as u64 + new.v4_word() as u64
     } else {
-        let old = old.words();
-        let sum = halves(!old[0]) + halves(!old[1]) + address_sum(new.words());
+        let ([a, b], [c, d]) = (old.words(), new.words());
+        let (a, b) = (!a, !b);
+        // The low halves are what is left of the words' sum without the high ones: fewer steps than to cut each.
+        let high = (a >> 32) + (b >> 32) + (c >> 32) + (d >> 32);
+        let low = a.wrapping_add(b).wrapping_add(c).wrapping_add(d).wrapping_sub(high << 32);
+        let sum = high + low;
         (sum & 0xffff_ffff) + (sum >> 32)
     };
     ((sum & 0xffff) + (sum >> 16)) as u32
+}
+
+/// What one hop less changes in the sum over a header, whatever the count was: the TTL is the high byte of its word, the hop
+/// limit the low one, so `~m + m'` is -0x100 or -1.
+#[inline(always)]
+pub const fn one_hop(is_v4: bool) -> u64 {
+    let change = if is_v4 { 0xfeff } else { 0xfffeu16 };
+    change.to_be() as u64
 }
 
 /// RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`, where `change` is the sum of all `~m + m'`, of which each is a
@@ -94,6 +106,16 @@ mod tests {
             let fresh = finish(sum(&bytes));
             // RFC 1624, 3: the two may differ only in which of the two zeros they are.
             prop_assert!(updated == fresh || (fold(updated.into()) == 0 || updated == 0xffff) && (fresh == 0 || fresh == 0xffff));
+        }
+    }
+
+    #[test]
+    fn one_hop_less_changes_a_header_by_the_same_whatever_the_count_was() {
+        for hops in 1..=255u8 {
+            let ttl = |hops: u8| u16::from_ne_bytes([hops, 6]);
+            let limit = |hops: u8| u16::from_ne_bytes([6, hops]);
+            assert_eq!(fold(one_hop(true)), fold(change16(ttl(hops), ttl(hops - 1))));
+            assert_eq!(fold(one_hop(false)), fold(change16(limit(hops), limit(hops - 1))));
         }
     }
 

@@ -321,6 +321,24 @@ const fn transport_minimum(protocol: u8, opaque: bool) -> usize {
     }
 }
 
+/// Ports as they lie in a TCP or UDP packet, and flags, none of UDP. `None` where the header is beyond what can be reached.
+#[inline(always)]
+pub fn ports_and_flags<F: Frame>(frame: &F, headers: &Headers) -> Option<(u32, u8)> {
+    if headers.protocol == protocol::TCP {
+        let tcp = frame.at::<TCP>(headers.l4)?;
+        Some((tcp.get::<0, _>(), tcp.get::<13, _>()))
+    } else {
+        Some((frame.at::<UDP>(headers.l4)?.get::<0, _>(), 0))
+    }
+}
+
+/// Source and destination port of that word, host order.
+#[inline(always)]
+pub const fn split_ports(ports: u32) -> (u16, u16) {
+    let [a, b, c, d] = ports.to_ne_bytes();
+    (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
+
 /// Follows extension headers from `next` at `start`: the transport protocol, bytes of extensions, and a defect.
 #[inline(always)]
 fn skip_extensions<F: Frame>(frame: &F, start: usize, next: u8) -> (u8, usize, Option<Reason>) {

@@ -5,7 +5,7 @@
 use crate::{
     abi::{BypassCount, BypassKey, Endpoint, NO_BACKEND, ServiceKey, endpoint_flags, protocol, return_program},
     address::Address,
-    headers::{self, Headers, TCP, UDP},
+    headers::{self, Headers, TCP},
     opaque::Segment,
     packet::{Frame, View},
     reason::Reason,
@@ -64,8 +64,6 @@ pub enum Reply {
     Drop(Reason),
     /// Source address and port become these.
     Rewrite {
-        /// Where the headers are.
-        headers: Headers,
         /// The VIP.
         vip: Address,
         /// Its port, host order; 0 where the packet is a fragment that carries none.
@@ -75,8 +73,6 @@ pub enum Reply {
     },
     /// Sent out as it is, TTL included: the pod owns the VIP.
     Leave {
-        /// Where the headers are.
-        headers: Headers,
         /// The id of the backend that the reply is counted under.
         backend: u32,
     },
@@ -94,12 +90,9 @@ pub enum Reply {
 /// No backend's id, and not [`NO_BACKEND`] either.
 const UNRECORDED: u64 = u64::MAX;
 
-/// Decides about a packet that leaves a pod.
+/// Decides about a packet that leaves a pod, whose headers the caller has read.
 #[inline(always)]
-pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -> Reply {
-    let Some(headers) = headers::parse(frame) else {
-        return Reply::Pass(Reason::NotAReply);
-    };
+pub fn reply<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place, headers: &Headers) -> Reply {
     if let Some(defect) = headers.defect {
         return if matches!(defect, Reason::Fragment) { Reply::Fragment } else { Reply::Pass(Reason::NotAReply) };
     }
@@ -112,10 +105,10 @@ pub(crate) fn decide<F: Frame, T: ReturnTables>(
     frame: &F,
     tables: &T,
     place: Place,
-    headers: Headers,
+    headers: &Headers,
     learns: bool,
 ) -> Reply {
-    let (source_port, destination_port, flags) = match transport(frame, &headers) {
+    let (source_port, destination_port, flags) = match transport(frame, headers) {
         Ok(transport) => transport,
         Err(reply) => return reply,
     };
@@ -128,16 +121,14 @@ pub(crate) fn decide<F: Frame, T: ReturnTables>(
         pad: 0,
         pad2: 0,
     };
-    let opens = headers.protocol == protocol::TCP && session::opens(flags);
-    match through(tables, &key, opens, place) {
+    match through(tables, &key, session::opens(flags), place) {
         // The stack tells the pod.
         Through::Service { .. } if place == Place::Pod && headers.hops <= 1 => Reply::Pass(Reason::TtlExceeded),
         Through::Service { backend, vip, port, heard } => {
             let Heard { endpoint, netns_id, is_opaque, is_due } = heard;
             if learns
                 && is_due
-                && headers.protocol == protocol::TCP
-                && let Some(payload) = has_payload(frame, &headers)
+                && let Some(payload) = has_payload(frame, headers)
                 && (is_opaque || payload && flags & (flag::SYN | flag::RST) == 0)
             {
                 tables.hear(&Segment {
@@ -153,10 +144,10 @@ pub(crate) fn decide<F: Frame, T: ReturnTables>(
                     pad: 0,
                 });
             }
-            Reply::Rewrite { headers, vip, port, backend }
+            Reply::Rewrite { vip, port, backend }
         }
         Through::Nobody => {
-            from_owner(tables, &headers, ServiceKey::new(key.pod, key.pod_port, key.protocol), flags, place)
+            from_owner(tables, headers, ServiceKey::new(key.pod, key.pod_port, key.protocol), flags, place)
         }
         Through::Passed(reason) => Reply::Pass(reason),
         Through::Dropped(reason) => Reply::Drop(reason),
@@ -200,7 +191,7 @@ pub struct Heard {
     pub netns_id: u32,
     /// Whether the endpoint is known to be opaque.
     pub is_opaque: bool,
-    /// Whether the segment may be looked at.
+    /// Whether the segment may be looked at; false where the packet is none of TCP.
     pub is_due: bool,
 }
 
@@ -222,7 +213,9 @@ pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place:
     }
     // A pod that opens a connection from its service's port does so on its own account.
     if opens {
-        return match tables.record_bypass(key, endpoint.id, NO_BACKEND) {
+        // A copy, so that the key is put into memory for this alone.
+        let key = *key;
+        return match tables.record_bypass(&key, endpoint.id, NO_BACKEND) {
             true => Through::Passed(Reason::Bypassed),
             false => Through::Dropped(Reason::BypassesFull),
         };
@@ -239,14 +232,15 @@ pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place:
         return Through::Passed(Reason::NotAReply);
     }
     let counts = tables.counts(endpoint.id);
+    let is_tcp = key.protocol == protocol::TCP;
+    let is_opaque = endpoint.flags & endpoint_flags::OPAQUE != 0;
     let has_bypasses = counts.is_some_and(|counts| counts.count.load() != 0) || tables.has_earlier();
     if recorded == UNRECORDED && has_bypasses {
         recorded = tables.bypass(key).map_or(UNRECORDED, |bypass| bypass.backend as u64);
-    }
-    let is_opaque = key.protocol == protocol::TCP && endpoint.flags & endpoint_flags::OPAQUE != 0;
-    if is_opaque && recorded != UNRECORDED {
-        // No socket tells that the connection lives.
-        tables.refresh_bypass(key);
+        if recorded != UNRECORDED && is_opaque && is_tcp {
+            // No socket tells that the connection lives.
+            tables.refresh_bypass(key);
+        }
     }
     let (backend, vip, port) = if recorded == UNRECORDED {
         (endpoint.backend, endpoint.vip, endpoint.vip_port)
@@ -262,7 +256,7 @@ pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place:
     if tables.may_be_vip(key.client) && tables.is_vip(key.client) {
         return Through::Dropped(Reason::ReplyToVip);
     }
-    let is_due = is_opaque || counts.is_some_and(|counts| counts.watch.is_due(tables.coarse_now()));
+    let is_due = is_tcp && (is_opaque || counts.is_some_and(|counts| counts.watch.is_due(tables.coarse_now())));
     Through::Service {
         backend,
         vip,
@@ -285,13 +279,13 @@ fn from_owner<T: ReturnTables>(tables: &T, headers: &Headers, key: ServiceKey, f
         return Reply::Answer { backend: endpoint.backend };
     }
     // On its own account, as above; nothing is rewritten, so nothing need be remembered.
-    if headers.protocol == protocol::TCP && session::opens(flags) {
+    if session::opens(flags) {
         return Reply::Pass(Reason::Bypassed);
     }
     if tables.may_be_vip(headers.destination) && tables.is_vip(headers.destination) {
         return Reply::Drop(Reason::ReplyToVip);
     }
-    Reply::Leave { headers: *headers, backend: endpoint.backend }
+    Reply::Leave { backend: endpoint.backend }
 }
 
 /// Whether a TCP segment has payload.
@@ -349,17 +343,18 @@ pub fn observe<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place) -
     }
 }
 
-/// Source port, destination port and TCP flags of a TCP or UDP packet; what becomes of any other.
+/// Source port, destination port and flags, none of UDP, of a TCP or UDP packet; what becomes of any other.
 #[inline(always)]
 fn transport<F: Frame>(frame: &F, headers: &Headers) -> Result<(u16, u16, u8), Reply> {
     const OTHER: Reply = Reply::Pass(Reason::NotAReply);
-    let flags = match headers.protocol {
-        protocol::TCP => frame.at::<TCP>(headers.l4).ok_or(OTHER)?.get::<13, u8>(),
-        protocol::UDP => 0,
-        protocol::ICMP if headers.is_v4 => return Err(Reply::Message),
-        protocol::ICMPV6 if !headers.is_v4 => return Err(Reply::Message),
-        _ => return Err(OTHER),
-    };
-    let ports = frame.at::<UDP>(headers.l4).ok_or(OTHER)?;
-    Ok((u16::from_be(ports.get::<0, _>()), u16::from_be(ports.get::<2, _>()), flags))
+    match headers.protocol {
+        protocol::TCP | protocol::UDP => {
+            let (ports, flags) = headers::ports_and_flags(frame, headers).ok_or(OTHER)?;
+            let (source, destination) = headers::split_ports(ports);
+            Ok((source, destination, flags))
+        }
+        protocol::ICMP if headers.is_v4 => Err(Reply::Message),
+        protocol::ICMPV6 if !headers.is_v4 => Err(Reply::Message),
+        _ => Err(OTHER),
+    }
 }

@@ -79,11 +79,11 @@ pub fn reply<F: Frame, T: ReturnTables + Fragments>(
         // No record is made of it, so that all of the datagram passes, and nobody puts it together.
         Position::Bad => FragmentReply::pass(Reason::NotAReply),
         Position::First => {
-            let decided = match decide(frame, tables, place, piece.as_whole(headers), false) {
-                Reply::Rewrite { vip, port, backend, .. } => FragmentReply::rewrite(vip, port, backend),
+            let decided = match decide(frame, tables, place, &piece.as_whole(headers), false) {
+                Reply::Rewrite { vip, port, backend } => FragmentReply::rewrite(vip, port, backend),
                 Reply::Drop(reason) => FragmentReply::drop(reason),
                 Reply::Pass(reason) => FragmentReply::pass(reason),
-                Reply::Leave { backend, .. } => FragmentReply::leave(headers.source, backend),
+                Reply::Leave { backend } => FragmentReply::leave(headers.source, backend),
                 // The self-test asks in one piece, and these are neither messages nor pieces any more.
                 Reply::Answer { .. } | Reply::Message | Reply::Fragment => FragmentReply::drop(Reason::SelfTest),
             };

@@ -349,10 +349,6 @@ pub(crate) const fn connection(client: Address, client_port: u16, protocol: u8, 
     BypassKey { client, pod: backend.address, client_port, pod_port: backend.port, protocol, pad: 0, pad2: 0 }
 }
 
-/// What one hop less changes in the IPv4 header's sum: the TTL is the high byte of its word, so `~m + m'` is
-/// `-0x100` whatever it was.
-const ONE_HOP: u64 = 0xfeffu16.to_be() as u64;
-
 /// Destination address becomes the backend's; one hop is used up.
 #[inline(always)]
 pub(crate) fn rewrite_network<F: Frame>(frame: &mut F, headers: &Headers, backend: &Backend) {
@@ -360,7 +356,8 @@ pub(crate) fn rewrite_network<F: Frame>(frame: &mut F, headers: &Headers, backen
     if headers.is_v4 {
         let Some(ip) = frame.at::<IPV4>(headers.l3) else { return };
         let check = ip.get::<{ v4::CHECKSUM }, u16>();
-        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, backend.address_change as u64 + ONE_HOP));
+        let change = backend.address_change as u64 + checksum::one_hop(true);
+        ip.put::<{ v4::CHECKSUM }, u16>(checksum::update(check, change));
         ip.put::<{ v4::TTL }, u8>(headers.hops - 1);
         ip.put::<{ v4::DESTINATION }, u32>(backend.address.v4_word());
     } else {

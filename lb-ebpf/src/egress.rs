@@ -39,12 +39,10 @@ const FIB_NO_NEIGHBOUR: i64 = 7;
 #[inline(always)]
 pub fn rewrite_source(frame: &SkbFrame, headers: &Headers, vip: Address, port: u16, hop: bool) -> bool {
     let hops = headers.hops.wrapping_sub(hop as u8);
-    // The TTL is the first byte of its word, the hop limit the second.
-    let word = |hops: u8| if headers.is_v4 { u16::from_ne_bytes([hops, 0]) } else { u16::from_ne_bytes([0, hops]) };
     let mut change = Change {
         addresses: checksum::change_address(headers.source, vip, headers.is_v4) as u64,
         ports: 0,
-        hops: checksum::change16(word(headers.hops), word(hops)),
+        hops: if hop { checksum::one_hop(headers.is_v4) } else { 0 },
     };
     let summed = summed::of(frame.skb);
     if port != 0 {
@@ -156,7 +154,8 @@ pub fn fit(frame: &SkbFrame, settings: &Settings, headers: &Headers, way: &Clien
     let length = segment_length(frame, headers);
     let Some((route, now)) = remembered(headers.destination) else { return Fit::Whole };
     let fresh = is_fresh(route, settings, headers.destination, now);
-    let mtu = if fresh { route.mtu } else { apart::sluice_way_mtu(frame.skb, way) };
+    // A copy, so that the way is put into memory for this alone.
+    let mtu = if fresh { route.mtu } else { apart::sluice_way_mtu(frame.skb, &{ *way }) };
     if length <= mtu as usize {
         return Fit::Whole;
     }
@@ -219,8 +218,9 @@ pub fn leave(frame: &SkbFrame, settings: &Settings, way: &Client) -> i32 {
         // SAFETY: touches only the redirect record of this CPU.
         return unsafe { bpf_redirect(route.ifindex, route.flags as u64) as i32 };
     }
-    // Once a second for each client.
-    apart::sluice_ask(frame.skb, way) as i32
+    // Once a second for each client. A copy, so that the way is put into memory for this alone.
+    let way = *way;
+    apart::sluice_ask(frame.skb, &way) as i32
 }
 
 #[inline(always)]

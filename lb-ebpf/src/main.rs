@@ -163,14 +163,18 @@ fn rewrite_reply(context: &TcContext, place: Place) -> i32 {
     let Some(maps) = Maps::get(skb.cast()) else { return TC_ACT_UNSPEC };
     let frame = SkbFrame::new(skb);
     let bytes = frame.length() as u64;
-    let (action, reason) = match reply(&frame, &maps, place) {
+    let Some(headers) = headers::parse(&frame) else {
+        count_reason(Reason::NotAReply.index(), bytes);
+        return TC_ACT_UNSPEC;
+    };
+    let (action, reason) = match reply(&frame, &maps, place, &headers) {
         Reply::Pass(reason) => (TC_ACT_UNSPEC, reason),
         Reply::Drop(reason) => (TC_ACT_SHOT, reason),
         Reply::Answer { backend } => {
             count_replied(backend, bytes);
             (TC_ACT_SHOT, Reason::SelfTest)
         }
-        Reply::Leave { headers, backend } => {
+        Reply::Leave { backend } => {
             let way = Client { client: headers.destination, vip: headers.source, backend, pad: 0 };
             if egress::fit(&frame, maps.settings, &headers, &way) == Fit::Whole {
                 count_replied(backend, bytes);
@@ -188,7 +192,7 @@ fn rewrite_reply(context: &TcContext, place: Place) -> i32 {
             maps::call_return(context, place.fragment_program());
             (TC_ACT_SHOT, Reason::NoSlowPath)
         }
-        Reply::Rewrite { headers, vip, port, backend } => {
+        Reply::Rewrite { vip, port, backend } => {
             let way = Client { client: headers.destination, vip, backend, pad: 0 };
             match send(&frame, &maps, place, &headers, &way, port) {
                 Ok(action) => return action,

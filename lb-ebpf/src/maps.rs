@@ -457,6 +457,8 @@ impl Sessions for Maps {
 
     #[inline(always)]
     fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
+        // As in `service`.
+        let key = *key;
         // SAFETY: two aligned words, copied at once.
         unsafe { BYPASSES.get(key) }.copied().or_else(|| earlier::bypass(key))
     }
@@ -496,6 +498,8 @@ impl Sessions for Maps {
 
     #[inline(always)]
     fn refresh_bypass(&self, key: &BypassKey) {
+        // As in `service`.
+        let key = *key;
         if let Some(found) = BYPASSES.get_ptr_mut(key) {
             // SAFETY: an aligned word of a live element.
             unsafe { addr_of_mut!((*found).since).write_volatile(coarse_ticks(jiffies())) };

@@ -387,7 +387,7 @@ pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     (
         "the IPv4 checksum ignores the hop",
         "steer",
-        "backend.address_change as u64 + ONE_HOP",
+        "backend.address_change as u64 + checksum::one_hop(true)",
         "backend.address_change as u64",
     ),
     ("the TTL stays", "steer", "{ v4::TTL }, u8>(headers.hops - 1)", "{ v4::TTL }, u8>(headers.hops)"),

@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{BypassKey, NO_BACKEND, protocol},
+    headers,
     reason::Reason,
     reply::{Observed, Place, Reply, observe, reply},
     session::Sessions as _,
@@ -50,7 +51,8 @@ fn owner(world: &World) -> u32 {
 /// The VIP that the pod's next segment would leave under; none where it stays the pod's.
 fn leaves_under(world: &World, of: u32) -> Option<usize> {
     let segment = Packet::from(std::net::IpAddr::from(pod(true, of))).to(CLIENT).tcp(8000 + of as u16, PORT);
-    match reply(&TestFrame::new(&segment.frame()), world, Place::Pod) {
+    let frame = TestFrame::new(&segment.frame());
+    match reply(&frame, world, Place::Pod, &headers::parse(&frame)?) {
         Reply::Rewrite { vip, .. } => VIPS[0].iter().position(|text| address(text) == vip),
         _ => None,
     }

@@ -7,6 +7,7 @@ use lb_common::{
     abi::{BypassKey, Endpoint, NO_BACKEND, NO_NETNS, ServiceKey, endpoint_flags, protocol},
     address::Address,
     flow::{Key, State},
+    headers,
     reason::Reason,
     reply::{Observed, Place, Reply, ReturnTables as _, observe, reply},
     session::Sessions as _,
@@ -91,7 +92,9 @@ impl Ends {
 }
 
 fn decide(world: &World, packet: &Packet, place: Place) -> Becomes {
-    match reply(&TestFrame::new(&packet.frame()), world, place) {
+    let frame = TestFrame::new(&packet.frame());
+    let Some(headers) = headers::parse(&frame) else { return Passes(Reason::NotAReply) };
+    match reply(&frame, world, place, &headers) {
         Reply::Pass(reason) => Passes(reason),
         Reply::Drop(reason) => Dropped(reason),
         Reply::Rewrite { vip, port, .. } => ComesFrom(vip, port),
