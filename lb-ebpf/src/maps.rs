@@ -460,7 +460,7 @@ impl Sessions for Maps {
         // As in `service`.
         let key = *key;
         // SAFETY: two aligned words, copied at once.
-        unsafe { BYPASSES.get(key) }.copied().or_else(|| earlier::bypass(key))
+        unsafe { BYPASSES.get(key) }.copied().or_else(|| earlier::bypass(&key))
     }
 
     #[inline(always)]
