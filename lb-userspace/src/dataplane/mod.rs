@@ -3,6 +3,7 @@
 pub mod bpffs;
 pub mod capacity;
 pub mod kernel_types;
+pub mod look;
 pub mod mapped;
 pub mod object;
 pub mod probe;
