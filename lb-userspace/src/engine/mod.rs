@@ -1,10 +1,12 @@
 //! The agent: one task that owns the state, recomputes what is wanted, and applies the difference.
 
 mod connections;
+mod exits;
 mod flows;
 mod guard;
 mod opaque;
 mod pods;
+mod preflight;
 mod prune;
 mod report;
 mod uplinks;
@@ -52,7 +54,8 @@ use crate::{
     failure,
     model::{Limits, Snapshot},
     net::{
-        Netlink, links,
+        Netlink,
+        links::{self, Mac},
         monitor::{Changes, Monitor},
         netns::Namespaces,
         routes,
@@ -63,6 +66,7 @@ use crate::{
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
     },
+    preflight::resolve::Place,
     status::{self, Status},
 };
 
@@ -81,6 +85,14 @@ pub struct Engine {
     tables: Tables,
     attached: Attached,
     uplinks: Vec<AttachedUplink>,
+    /// Where the configured uplinks want programs, as of the last look at the links.
+    places: Vec<Place>,
+    /// Whether some of them mean nothing at the moment.
+    unresolved: bool,
+    /// What is in the map `uplinks`.
+    exits: BTreeMap<u32, Mac>,
+    /// What pre-flight and the kernel say of node and uplinks.
+    preflight: preflight::Findings,
     netlink: Netlink,
     namespaces: Namespaces,
     findings: BTreeMap<Wanted, Finding>,
@@ -115,6 +127,7 @@ pub fn run(config: &Path) -> Result<()> {
     let version = file_version(config);
     let snapshot = config::load(config)?;
     guard::check_capabilities()?;
+    let found = preflight::approve(&snapshot)?;
     let lock = Lock::take(&snapshot.run_directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -122,6 +135,8 @@ pub fn run(config: &Path) -> Result<()> {
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
         let mut engine = Engine::start(config, snapshot, lock)?;
+        engine.preflight = preflight::Findings::of_start(found);
+        engine.note_attached();
         let result = engine.serve(monitor, signals, version).await;
         engine.stop();
         result
@@ -183,6 +198,10 @@ impl Engine {
             object,
             tables,
             uplinks: Vec::new(),
+            places: Vec::new(),
+            unresolved: false,
+            exits: BTreeMap::new(),
+            preflight: preflight::Findings::default(),
             netlink: Netlink::open()?,
             namespaces: Namespaces::default(),
             findings: BTreeMap::new(),
@@ -272,11 +291,12 @@ impl Engine {
         self.sweep_flows();
         let unsettled = self.find_opaque()
             || self.waiting.is_some()
-            || self.uplinks.len() != self.snapshot.uplinks.len()
+            || self.uplinks.len() != self.places.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
         if unsettled {
             let _ = self.reconcile();
         }
+        self.note_attached();
         if ticks.is_multiple_of(SWEEP_TICKS) {
             self.sweep_bypasses();
             self.prune_histories();
@@ -357,6 +377,7 @@ impl Engine {
         if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
             bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
         }
+        let found = self.approve_uplinks(&wanted)?;
         let before = std::mem::replace(&mut self.snapshot, wanted);
         if let Err(error) = self.take_over() {
             self.snapshot = before;
@@ -367,6 +388,7 @@ impl Engine {
                 }
             });
         }
+        self.note_approval(found);
         Ok(())
     }
 
