@@ -16,6 +16,7 @@ use crate::{
         ethtool::{Ethtool, Offload},
         filters,
         links::{self, Link, XdpMode},
+        netns::Namespaces,
         routes,
         xdp_features::NetDevices,
     },
@@ -157,11 +158,17 @@ impl Asked<'_> {
         device
     }
 
-    fn end(&self, end: &Link, link: &Link) -> End {
-        // Its own ioctl would need its namespace; a veth's queues are as many as it was made with, or fewer.
-        let sends = link.peer_netns.is_none().then(|| self.ethtool.as_ref()?.queues(&end.name).ok()).flatten();
+    fn end(&mut self, end: &Link, link: &Link) -> End {
+        // Netlink tells how many it was made with, which the kernel does not compare. In another namespace it can only be
+        // asked where that is found.
+        let elsewhere = link.peer_netns.and_then(|id| {
+            let netns = Namespaces::default().find(self.netlink, id).ok()?;
+            Ethtool::open_in(&netns).ok()?.queues(&end.name).ok()
+        });
+        let here = self.ethtool.as_ref().filter(|_| link.peer_netns.is_none());
+        let sends = elsewhere.or_else(|| here?.queues(&end.name).ok());
         End {
-            sending_queues: sends.map_or(end.queues.1, |queues| queues.now.min(end.queues.1)),
+            sending_queues: sends.map(|queues| queues.sending),
             has_native_xdp: end.xdp.iter().any(|program| program.mode == XdpMode::Native),
         }
     }

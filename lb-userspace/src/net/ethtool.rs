@@ -61,13 +61,15 @@ impl Offload {
     }
 }
 
-/// Queues that frames come in by.
+/// An interface's queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
-    /// There are.
+    /// That frames come in by.
     pub now: u32,
-    /// The driver can have.
+    /// That frames could come in by.
     pub most: u32,
+    /// That frames go out by.
+    pub sending: u32,
 }
 
 /// Reads and switches offloads in one namespace.
@@ -141,7 +143,8 @@ impl Ethtool {
             .map_err(|source| Error::new(action(), Capability::NetAdmin, source))?;
         // A queue is for one way or for both.
         let incoming = |[rx, _, _, both]: [u32; 4]| rx + both;
-        Ok(Queues { now: incoming(channels.now), most: incoming(channels.most) })
+        let [_, tx, _, both] = channels.now;
+        Ok(Queues { now: incoming(channels.now), most: incoming(channels.most), sending: tx + both })
     }
 
     fn value(&self, interface: &str, command: u32, data: u32, action: impl Fn() -> String) -> Result<u32> {

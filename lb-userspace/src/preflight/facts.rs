@@ -148,8 +148,8 @@ pub struct Program {
 /// The other end of a veth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
-    /// Queues that it sends by.
-    pub sending_queues: u32,
+    /// Queues that it sends by, where its namespace could be asked.
+    pub sending_queues: Option<u32>,
     /// Whether an XDP program runs in its driver.
     pub has_native_xdp: bool,
 }

@@ -68,7 +68,7 @@ fn card() -> Device {
     Device {
         driver: Some("mlx5_core".into()),
         xdp: Some(XdpFeatures(0x7f)),
-        queues: Some(Queues { now: 4, most: 8 }),
+        queues: Some(Queues { now: 4, most: 8, sending: 4 }),
         strips_vlan: Some(false),
         merges: Some(true),
         ..Device::default()
@@ -138,6 +138,12 @@ const CASES: &[(&str, Change, &[Check], &str)] = &[
     ),
     ("little memory", |f, _| f.memory.available_bytes = Some(199 << 20), &[Check::MemoryLow], "lower `capacities`"),
     ("a group's limit", |f, _| f.memory.group_left_bytes = Some(1), &[Check::MemoryLimit], "leaves 1 MiB"),
+    (
+        "no memory but what a killed agent's maps hold",
+        |f, _| (f.memory.available_bytes, f.pins.state) = (Some(1 << 20), PinsState::Agents),
+        &[Check::PinsLeft],
+        "",
+    ),
     ("no limit", |f, _| f.memory.group_left_bytes = None, &[], ""),
     ("no bpffs", |f, _| f.pins.state = PinsState::NoBpffs, &[Check::BpffsMissing], "the agent mounts one"),
     ("a read-only bpffs", |f, _| f.pins.state = PinsState::ReadOnly, &[Check::BpffsReadOnly], "remount the bpffs"),
@@ -356,26 +362,32 @@ const CASES: &[(&str, Change, &[Check], &str)] = &[
     ("too few queues", |f, _| f.cpus = 64, &[Check::XdpQueues], "write mode: generic"),
     (
         "a veth",
-        |f, _| veth(f, End { sending_queues: 1, has_native_xdp: false }),
+        |f, _| veth(f, End { sending_queues: Some(1), has_native_xdp: false }),
         &[Check::VethPeer],
         "the other end of this veth has no XDP program",
     ),
     (
         "a veth with few queues",
-        |f, _| veth(f, End { sending_queues: 8, has_native_xdp: true }),
+        |f, _| veth(f, End { sending_queues: Some(8), has_native_xdp: true }),
         &[Check::VethQueues],
         "ethtool -L eth1 rx 8",
     ),
     (
         "a veth with few queues where native mode is asked for",
         |f, s| {
-            veth(f, End { sending_queues: 8, has_native_xdp: true });
+            veth(f, End { sending_queues: Some(8), has_native_xdp: true });
             s.uplinks[0].mode = XdpModeChoice::Native;
         },
         &[Check::XdpNoNative],
         "no native XDP",
     ),
-    ("a veth as it should be", |f, _| veth(f, End { sending_queues: 4, has_native_xdp: true }), &[], ""),
+    (
+        "a veth whose other end cannot be asked",
+        |f, _| veth(f, End { sending_queues: None, has_native_xdp: true }),
+        &[],
+        "",
+    ),
+    ("a veth as it should be", |f, _| veth(f, End { sending_queues: Some(4), has_native_xdp: true }), &[], ""),
     (
         "others' tcx programs",
         |f, _| device(f).other_tcx = vec![Program { place: "ingress", name: Some("cil_from_netdev".into()), id: 9 }],

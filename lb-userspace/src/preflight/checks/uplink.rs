@@ -204,17 +204,16 @@ fn veth(link: &Link, device: &Device, mode: XdpModeChoice, findings: &mut Vec<Fi
     let name = &link.name;
     let Some(end) = device.end else { return };
     let receiving = device.queues.map_or(link.queues.0, |queues| queues.now);
-    if receiving < end.sending_queues {
+    if let Some(sending) = end.sending_queues.filter(|sending| receiving < *sending) {
         // The kernel is sure of that one (`veth_xdp_set`).
         let check = if mode == XdpModeChoice::Native { Check::XdpNoNative } else { Check::VethQueues };
         findings.push(Finding::new(
             check,
             name,
             format!(
-                "{name}: fewer receiving queues ({receiving}) than its other end sends by ({}): no native XDP",
-                end.sending_queues
+                "{name}: fewer receiving queues ({receiving}) than its other end sends by ({sending}): no native XDP"
             ),
-            format!("ethtool -L {name} rx {}, or fewer sending queues at the other end", end.sending_queues),
+            format!("ethtool -L {name} rx {sending}, or fewer sending queues at the other end"),
         ));
     }
     if !end.has_native_xdp {
