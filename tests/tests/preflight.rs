@@ -167,6 +167,7 @@ fn faults_of_a_node_are_found_each_with_its_name() -> Result<()> {
     ip(&lab, "link set eth0 nomaster\nlink del br0")?;
 
     ip(&lab, "link add q0 numrxqueues 1 type veth peer name q1 numtxqueues 4\nlink set q0 up\nlink set q1 up")?;
+    run(lab.node.command("ethtool").args(["-L", "q1", "tx", "4"]))?;
     let queues = yaml.replace("interface: eth0", "interface: q0");
     look(&lab, &queues)?.tells("warned", "veth-queues q0")?;
     look(&lab, &queues.replace("mode: auto", "mode: native"))?.refuses("xdp-no-native q0")?;
