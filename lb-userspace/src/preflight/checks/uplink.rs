@@ -142,6 +142,9 @@ fn programs(link: &Link, device: &Device, findings: &mut Vec<Finding>) {
 fn native_mode(link: &Link, device: &Device, mode: XdpModeChoice, cpus: u32, findings: &mut Vec<Finding>) {
     let name = &link.name;
     let driver = device.driver.as_deref().unwrap_or("unknown");
+    if let Some(too_few) = veth_queues(link, device, mode) {
+        return findings.push(too_few);
+    }
     if let Some(xdp) = device.xdp {
         if !xdp.is_native() {
             let found = format!("{name}: the driver {driver} runs no XDP programs");
@@ -180,7 +183,7 @@ fn native_mode(link: &Link, device: &Device, mode: XdpModeChoice, cpus: u32, fin
         }
     }
     if link.kind == LinkKind::Veth {
-        veth(link, device, mode, findings);
+        findings.extend(veth_peer(link, device));
     } else if let Some(queues) = device.queues.filter(|queues| queues.now < cpus) {
         let advice = if queues.most >= cpus {
             format!("ethtool -L {name} combined {cpus}")
@@ -200,30 +203,30 @@ fn native_mode(link: &Link, device: &Device, mode: XdpModeChoice, cpus: u32, fin
     }
 }
 
-fn veth(link: &Link, device: &Device, mode: XdpModeChoice, findings: &mut Vec<Finding>) {
+/// Whether a veth has too few queues for native mode: the kernel then takes the feature from it, and refuses programs
+/// (`veth_xdp_set`, `veth_set_xdp_features`).
+fn veth_queues(link: &Link, device: &Device, mode: XdpModeChoice) -> Option<Finding> {
     let name = &link.name;
-    let Some(end) = device.end else { return };
     let receiving = device.queues.map_or(link.queues.0, |queues| queues.now);
-    if let Some(sending) = end.sending_queues.filter(|sending| receiving < *sending) {
-        // The kernel is sure of that one (`veth_xdp_set`).
-        let check = if mode == XdpModeChoice::Native { Check::XdpNoNative } else { Check::VethQueues };
-        findings.push(Finding::new(
-            check,
-            name,
-            format!(
-                "{name}: fewer receiving queues ({receiving}) than its other end sends by ({sending}): no native XDP"
-            ),
-            format!("ethtool -L {name} rx {sending}, or fewer sending queues at the other end"),
-        ));
-    }
-    if !end.has_native_xdp {
-        findings.push(Finding::new(
-            Check::VethPeer,
-            name,
-            format!("{name}: the other end of this veth has no XDP program, so what XDP sends back by it vanishes"),
-            "attach one that passes everything there, or write mode: generic; echo replies and refusals are lost else",
-        ));
-    }
+    let sending = device.end?.sending_queues.filter(|sending| receiving < *sending)?;
+    let check = if mode == XdpModeChoice::Native { Check::XdpNoNative } else { Check::VethQueues };
+    Some(Finding::new(
+        check,
+        name,
+        format!("{name}: fewer receiving queues ({receiving}) than its other end sends by ({sending}): no native XDP"),
+        format!("ethtool -L {name} rx {sending}, or fewer sending queues at the other end"),
+    ))
+}
+
+fn veth_peer(link: &Link, device: &Device) -> Option<Finding> {
+    let name = &link.name;
+    device.end.filter(|end| !end.has_native_xdp)?;
+    Some(Finding::new(
+        Check::VethPeer,
+        name,
+        format!("{name}: the other end of this veth has no XDP program, so what XDP sends back by it vanishes"),
+        "attach one that passes everything there, or write mode: generic; echo replies and refusals are lost else",
+    ))
 }
 
 fn offloads(link: &Link, device: &Device, native: bool, findings: &mut Vec<Finding>) {
