@@ -12,7 +12,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Protocol, ReplyMode, Rung};
+use crate::{
+    model::{Protocol, ReplyMode, Rung},
+    preflight::Finding,
+};
 
 pub use render::render_table;
 pub use socket::{FetchError, bind, fetch, serve};
@@ -44,6 +47,9 @@ pub struct Status {
     pub last_error: Option<String>,
     /// What of the wanted state is not in the maps yet, and why; the agent tries again each second.
     pub waiting: Option<String>,
+    /// What pre-flight found of the node, and what the kernel says of the attached uplinks.
+    #[serde(default)]
+    pub preflight: Vec<Finding>,
 }
 
 /// A program at one place.

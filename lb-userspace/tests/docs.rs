@@ -1,4 +1,4 @@
-//! `docs/dataplane.md` against the code: what has a name there has a row here, and the other way round.
+//! `docs/dataplane.md` and `docs/preflight.md` against the code: what has a name there has a row here, and the other way round.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -9,11 +9,16 @@ use lb_userspace::{
         object::{TC_PROGRAMS, XDP_PROGRAMS},
     },
     model::Capacities,
+    preflight::Check,
 };
 
 /// The names in backquotes in a column of the table under a heading.
 fn names(heading: &str, column: usize) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/dataplane.md");
+    names_in("dataplane.md", heading, column)
+}
+
+fn names_in(file: &str, heading: &str, column: usize) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let marker = format!("\n## {heading}\n");
     let section = text.split(&marker).nth(1).unwrap_or_else(|| panic!("no section {heading:?}"));
@@ -52,4 +57,16 @@ fn every_reason_has_a_row_in_the_order_of_its_key() {
     let documented = names("Reasons", 2);
     check("Reasons", &documented, Reason::ALL.iter().map(|(_, name, _)| *name));
     assert!(documented.iter().eq(Reason::ALL.iter().map(|(_, name, _)| name)), "rows are not in the order of the keys");
+}
+
+#[test]
+fn every_finding_has_a_row_with_its_severity() {
+    let documented = names_in("preflight.md", "Findings", 1);
+    check("Findings", &documented, Check::ALL.iter().map(|check| check.id()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/preflight.md");
+    let text = fs::read_to_string(path).unwrap();
+    for check in Check::ALL {
+        let row = format!("| `{}` | {} |", check.id(), check.severity().name());
+        assert!(text.contains(&row), "no row begins with {row}");
+    }
 }

@@ -260,7 +260,7 @@ fn an_interface_that_cannot_be_had_is_refused_with_the_reason() -> Result<()> {
     let other = attach_pass(&lab.node, UPLINK)?;
     let program: &Xdp = other.program("pass").context("no program")?.try_into()?;
     let id = program.info()?.id();
-    let whose = format!("eth0 has XDP program pass (id {id}) already: detach it first");
+    let whose = format!("eth0 has XDP program pass (id {id}) already; detach it first");
     for mode in ["native", "generic", "auto"] {
         let yaml = base.replacen("mode: native", &format!("mode: {mode}"), 1);
         check_refused(&lab, &yaml, |agent| agent, &[&whose]).with_context(|| format!("mode {mode}"))?;

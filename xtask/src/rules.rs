@@ -27,6 +27,13 @@ struct Ring {
 const RINGS: &[Ring] = &[
     Ring { below: "lb-userspace/src/model", why: PURE, modules: OUTER, texts: IO },
     Ring { below: "lb-userspace/src/plan", why: PURE, modules: OUTER, texts: IO },
+    Ring {
+        below: "lb-userspace/src/preflight",
+        why: LINKS,
+        modules: &["dataplane", "engine", "config", "cli"],
+        texts: IO,
+    },
+    Ring { below: "lb-userspace/src/survey", why: EDGE, modules: &["engine", "cli"], texts: &["aya::programs"] },
     Ring { below: "lb-userspace/src/config", why: EDGE, modules: &["engine", "cli", "dataplane"], texts: &["aya::"] },
     Ring { below: "lb-userspace/src/net", why: EDGE, modules: &["engine", "cli", "config"], texts: &["aya::"] },
     Ring { below: "lb-userspace/src/dataplane", why: EDGE, modules: &["engine", "cli", "config"], texts: &[] },
@@ -34,6 +41,7 @@ const RINGS: &[Ring] = &[
 ];
 
 const PURE: &str = "a pure module takes what it needs as arguments";
+const LINKS: &str = "pre-flight judges what others looked at: of the edge it knows the plain values of `net` alone";
 const EDGE: &str = "an edge module knows neither the engine nor its neighbours";
 const OUTER: &[&str] = &["net", "dataplane", "engine", "config", "cli"];
 const IO: &[&str] = &[

@@ -9,14 +9,16 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT},
     failure,
+    preflight::{self, Report},
     status::{self, SOCKET_NAME, render_table},
+    survey,
 };
 
 /// XDP load balancer for bare-metal Kubernetes in telecom networks.
@@ -29,6 +31,7 @@ use crate::{
     after_help = "\
 Examples:
   sluice check /etc/sluice/sluice.yaml             say what is wrong with a configuration
+  sluice preflight --config /etc/sluice/sluice.yaml  say what of this node stands in an agent's way
   sluice agent --config /etc/sluice/sluice.yaml    balance
   sluice status                                    see what the agent does
 
@@ -82,6 +85,19 @@ Examples:
   systemctl stop sluice && sluice detach
   sluice detach --config /etc/sluice/sluice.yaml    the pinDirectory and runDirectory in that file")]
     Detach(DetachArgs),
+    /// Look whether an agent could run on this node, and how well, without touching anything.
+    ///
+    /// Kernel, privileges, memory, bpffs, and each uplink: driver, XDP mode, queues, MTU, other programs, what bonds and
+    /// VLANs mean. Each finding says what to do; docs/preflight.md has them all. The agent does the same when it starts, and
+    /// does not start where something is refused. Without root, what could not be looked at is listed.
+    #[command(after_help = "\
+Examples:
+  sluice preflight                                  the interfaces of the default routes
+  sluice preflight --config /etc/sluice/sluice.yaml --strict
+  sluice preflight -o json | jq '.findings[] | select(.severity == \"refused\")'
+
+Exit status: 0 an agent would start, 1 it would not, or, with --strict, there are warnings; 2 wrong usage.")]
+    Preflight(PreflightArgs),
 }
 
 /// Arguments of `sluice agent`.
@@ -142,6 +158,20 @@ pub struct Actions<'a> {
 /// See [`Actions::detach`].
 pub type Detach<'a> = dyn Fn(&Path, &Path, &mut dyn FnMut(&str)) -> Result<()> + 'a;
 
+/// Arguments of `sluice preflight`.
+#[derive(Debug, Args)]
+pub struct PreflightArgs {
+    /// Configuration file; without it the interfaces of the default routes are looked at, with default capacities.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How the findings are written: for people, or for programs.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Fail for warnings, and for what could not be looked at, too.
+    #[arg(long)]
+    pub strict: bool,
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -188,6 +218,7 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
         Command::Status(args) => show_status(&args).and_then(|text| print(&text)),
         Command::Check(args) => check(&args.file).and_then(|text| print(&text)),
         Command::Detach(args) => detach(&args, actions),
+        Command::Preflight(args) => look_at_node(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -277,6 +308,23 @@ fn detach(args: &DetachArgs, actions: &Actions) -> Result<()> {
     } else {
         "nothing of Sluice is left here\n"
     })
+}
+
+fn look_at_node(args: &PreflightArgs) -> Result<()> {
+    let snapshot = match &args.config {
+        Some(file) => config::load(file)?,
+        None => survey::supposed(),
+    };
+    let findings = preflight::check(&survey::gather(&snapshot, []), &snapshot);
+    let report = Report::new(&findings);
+    print(&match args.output {
+        Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Format::Table => preflight::render_table(&findings),
+    })?;
+    if !report.passes(args.strict) {
+        bail!("this node did not pass pre-flight");
+    }
+    Ok(())
 }
 
 fn counted(number: usize, noun: &str) -> String {

@@ -16,7 +16,7 @@ use super::DataPlaneError;
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where everybody expects a bpffs.
-const USUAL_PLACE: &str = "/sys/fs/bpf";
+pub(super) const USUAL_PLACE: &str = "/sys/fs/bpf";
 /// Where links are pinned in the directory.
 pub const LINKS: &str = "links";
 /// Where maps are pinned in the directory.
@@ -26,10 +26,10 @@ pub const MAPS_NEW: &str = "maps-new";
 /// Where the maps are pinned whose place others have taken, until every program has been switched to those.
 pub const MAPS_OLD: &str = "maps-old";
 /// What the agent makes in its directory, in the order in which it goes.
-const PARTS: [&str; 4] = [LINKS, MAPS_NEW, MAPS_OLD, MAPS];
+pub(super) const PARTS: [&str; 4] = [LINKS, MAPS_NEW, MAPS_OLD, MAPS];
 /// The mark of a directory that is an agent's: what is pinned in another is never removed. A bpffs holds no files of its
 /// own, but symlinks; this one leads nowhere.
-const OWNER: &str = "owner";
+pub(super) const OWNER: &str = "owner";
 /// Where the mark leads.
 const OWNER_TARGET: &str = "sluice";
 /// Beside the mark where an agent has mounted the bpffs itself.
@@ -47,7 +47,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-fn is_bpffs(path: &Path) -> io::Result<bool> {
+pub(super) fn is_bpffs(path: &Path) -> io::Result<bool> {
     let path = c_path(path)?;
     // SAFETY: plain integers, for which zero is a value.
     let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
@@ -249,9 +249,21 @@ fn lock(directory: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether an agent has made what is in a directory.
+pub(super) fn is_marked(directory: &Path) -> bool {
+    fs::read_link(directory.join(OWNER)).is_ok_and(|target| target == Path::new(OWNER_TARGET))
+}
+
+/// Whether this process may write to a directory.
+pub(super) fn writable(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: a terminated path that lives across the call.
+    if unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Refuses a directory whose parts are there without an agent's mark.
 fn check_owner(directory: &Path) -> io::Result<()> {
-    let marked = fs::read_link(directory.join(OWNER)).is_ok_and(|target| target == Path::new(OWNER_TARGET));
+    let marked = is_marked(directory);
     match PARTS.iter().find(|part| fs::symlink_metadata(directory.join(part)).is_ok()) {
         Some(part) if !marked => Err(io::Error::other(format!("`{part}` is there, and not an agent's"))),
         _ => Ok(()),

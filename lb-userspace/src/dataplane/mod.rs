@@ -6,6 +6,7 @@ pub mod capacity;
 pub mod earlier;
 pub mod kernel_types;
 pub mod layout;
+pub mod look;
 pub mod mapped;
 pub mod object;
 pub mod pinned;

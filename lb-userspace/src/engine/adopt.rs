@@ -34,6 +34,7 @@ use crate::{
         routes,
     },
     plan::planner::Planner,
+    preflight::resolve::Place,
     status::AttachMode,
 };
 
@@ -90,23 +91,28 @@ impl Engine {
 
     /// Uplinks that have their programs. One that is configured no longer is released by the next plan.
     fn adopt_uplinks(&mut self, links: &Links) {
+        // What cannot be resolved is an error of the configuration, which is taken over later.
+        let _ = self.resolve_uplinks(links);
+        self.exits = self.tables.uplinks().into_iter().map(|(ifindex, uplink)| (ifindex, uplink.mac)).collect();
         for ifindex in self.attached.interfaces() {
             let (Some(mode), Some(link)) = (self.attached.uplink_mode(ifindex), links.by_index(ifindex)) else {
                 continue;
             };
-            let configured = self.snapshot.uplinks.iter().find(|uplink| uplink.interface == link.name);
-            let fits = |uplink: &&Uplink| (uplink.mode == XdpModeChoice::Generic) == (mode == AttachMode::Generic);
+            let place = self.places.iter().find(|place| place.index == ifindex);
+            let is_generic = mode == AttachMode::Generic;
+            let fits = |wanted: &&Uplink| (wanted.mode == XdpModeChoice::Generic) == is_generic;
             let as_it_is = || {
-                let mode = if mode == AttachMode::Generic { XdpModeChoice::Generic } else { XdpModeChoice::Native };
+                let mode = if is_generic { XdpModeChoice::Generic } else { XdpModeChoice::Native };
                 Uplink { interface: link.name.clone(), mode }
             };
-            let wanted = configured.filter(fits).cloned().unwrap_or_else(as_it_is);
-            self.uplinks.push(AttachedUplink { ifindex, mac: link.mac, mode, wanted });
+            let wanted = place.map(|place| &place.wanted).filter(fits).cloned().unwrap_or_else(as_it_is);
+            let exit = place.map_or(ifindex, Place::exit);
+            self.uplinks.push(AttachedUplink { ifindex, mac: link.mac, mode, exit, wanted });
         }
         // In the order of the configuration, whose first is where this node's own clients are answered.
-        let order: Vec<&str> = self.snapshot.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();
-        let place = |uplink: &AttachedUplink| order.iter().position(|name| *name == uplink.wanted.interface);
-        self.uplinks.sort_by_key(|uplink| place(uplink).unwrap_or(usize::MAX));
+        let order: Vec<u32> = self.places.iter().map(|place| place.index).collect();
+        let rank = |uplink: &AttachedUplink| order.iter().position(|index| *index == uplink.ifindex);
+        self.uplinks.sort_by_key(|uplink| rank(uplink).unwrap_or(usize::MAX));
     }
 
     /// What earlier agents have found opaque stays so for as long as its pod lives.

@@ -9,33 +9,15 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// Capabilities (include/uapi/linux/capability.h), and what each is for.
-const NEEDED: [(u32, &str, &str); 5] = [
-    (11, "CAP_NET_BROADCAST", "hear of changes in pods' network namespaces"),
-    (12, "CAP_NET_ADMIN", "attach programs to interfaces"),
-    (21, "CAP_SYS_ADMIN", "enter pods' network namespaces and mount a bpffs"),
-    (38, "CAP_PERFMON", "load programs that read packets"),
-    (39, "CAP_BPF", "make maps and load programs"),
-];
+use crate::capabilities;
 
 /// Refuses to go on without the capabilities that the agent needs, and names all that are missing.
 pub fn check_capabilities() -> Result<()> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read this process' capabilities")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .context("/proc/self/status names no effective capabilities")?;
-    let missing = missing(effective);
+    let missing = capabilities::missing()?;
     if !missing.is_empty() {
         bail!("not allowed to run: missing {}; run as root, or grant them", missing.join(", "));
     }
     Ok(())
-}
-
-fn missing(effective: u64) -> Vec<String> {
-    let lacks = |bit: u32| effective & (1 << bit) == 0;
-    NEEDED.iter().filter(|(bit, _, _)| lacks(*bit)).map(|(_, name, why)| format!("{name} (to {why})")).collect()
 }
 
 /// Held as long as the agent runs; the kernel lets go of it however the agent ends.
@@ -78,13 +60,6 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_missing_capability_is_named_with_its_reason() {
-        assert_eq!(missing(u64::MAX), Vec::<String>::new());
-        let all = missing(0).join(", ");
-        assert!(all.contains("CAP_BPF (to make maps and load programs)") && all.contains("CAP_NET_ADMIN"), "{all}");
-    }
 
     #[test]
     fn a_second_agent_is_told_who_the_first_is() {

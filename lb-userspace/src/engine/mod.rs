@@ -3,10 +3,12 @@
 mod adopt;
 mod connections;
 pub mod detach;
+mod exits;
 mod flows;
 mod guard;
 mod opaque;
 mod pods;
+mod preflight;
 mod prune;
 mod renew;
 mod report;
@@ -49,7 +51,8 @@ use crate::{
     failure,
     model::Snapshot,
     net::{
-        Netlink, links,
+        Netlink,
+        links::{self, Mac},
         monitor::{Changes, Monitor},
         netns::Namespaces,
         routes,
@@ -59,6 +62,7 @@ use crate::{
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
     },
+    preflight::resolve::Place,
     status::{self, Status},
 };
 
@@ -77,6 +81,14 @@ pub struct Engine {
     tables: Tables,
     attached: Attached,
     uplinks: Vec<AttachedUplink>,
+    /// Where the configured uplinks want programs, as of the last look at the links.
+    places: Vec<Place>,
+    /// Whether some of them mean nothing at the moment.
+    unresolved: bool,
+    /// What is in the map `uplinks`.
+    exits: BTreeMap<u32, Mac>,
+    /// What pre-flight and the kernel say of node and uplinks.
+    preflight: preflight::Findings,
     netlink: Netlink,
     namespaces: Namespaces,
     findings: BTreeMap<Wanted, Finding>,
@@ -111,6 +123,7 @@ pub fn run(config: &Path) -> Result<()> {
     let version = file_version(config);
     let snapshot = config::load(config)?;
     guard::check_capabilities()?;
+    let found = preflight::approve(&snapshot)?;
     let lock = Lock::take(&snapshot.run_directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -118,6 +131,8 @@ pub fn run(config: &Path) -> Result<()> {
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
         let mut engine = Engine::start(config, snapshot, lock)?;
+        engine.preflight = preflight::Findings::of_start(found);
+        engine.note_attached();
         let result = engine.serve(monitor, signals, version).await;
         engine.stop();
         result
@@ -208,11 +223,12 @@ impl Engine {
         self.sweep_flows();
         let unsettled = self.find_opaque()
             || self.waiting.is_some()
-            || self.uplinks.len() != self.snapshot.uplinks.len()
+            || self.uplinks.len() != self.places.len()
             || self.findings.values().any(|finding| finding.rung.is_none());
         if unsettled {
             let _ = self.reconcile();
         }
+        self.note_attached();
         if ticks.is_multiple_of(SWEEP_TICKS) {
             self.sweep_bypasses();
             self.prune_histories();
@@ -293,6 +309,7 @@ impl Engine {
         if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
             bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
         }
+        let found = self.approve_uplinks(&wanted)?;
         let before = std::mem::replace(&mut self.snapshot, wanted);
         if let Err(error) = self.take_over() {
             self.snapshot = before;
@@ -303,6 +320,7 @@ impl Engine {
                 }
             });
         }
+        self.note_approval(found);
         Ok(())
     }
 

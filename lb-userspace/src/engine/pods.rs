@@ -222,9 +222,9 @@ impl Engine {
         }
         let route = routes.to(address)?;
         let link = links.by_index(route.interface)?;
-        let is_uplink = self.uplinks.iter().any(|uplink| uplink.ifindex == link.index);
+        let is_uplink = self.is_exit(link.index);
         // A bridge or veth leads to pods that have just gone or are just coming.
-        let is_podless = matches!(link.kind, LinkKind::Other(_));
+        let is_podless = matches!(link.kind, LinkKind::Bond(_) | LinkKind::Vlan | LinkKind::Other(_));
         (!is_uplink && is_podless).then(|| Site::Routed(link.clone()))
     }
 
@@ -356,7 +356,7 @@ impl Engine {
         }
         let uplink = self.uplinks.first().ok_or("no uplink is attached")?;
         let client = routes
-            .probe_client(links, uplink.ifindex, Family::of(address))
+            .probe_client(links, uplink.exit, Family::of(address))
             .ok_or("the uplink has no address of this family to test from")?;
         let question = Question {
             address,

@@ -30,6 +30,7 @@ impl Engine {
             maps: self.map_status(),
             last_error: self.refusal.clone(),
             waiting: self.waiting.clone(),
+            preflight: self.preflight.all(),
         }
     }
 

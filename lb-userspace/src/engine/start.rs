@@ -17,7 +17,7 @@ use lb_common::{
 };
 use tracing::{info, warn};
 
-use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints, renew};
+use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints, preflight::Findings, renew};
 use crate::{
     dataplane::{
         DataPlaneError,
@@ -121,6 +121,10 @@ impl Engine {
             object,
             tables,
             uplinks: Vec::new(),
+            places: Vec::new(),
+            unresolved: false,
+            exits: BTreeMap::new(),
+            preflight: Findings::default(),
             netlink: Netlink::open()?,
             namespaces: Namespaces::default(),
             findings: BTreeMap::new(),

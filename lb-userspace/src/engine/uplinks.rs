@@ -1,6 +1,6 @@
 //! The uplinks: attached together or not at all, followed while they come and go.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use tracing::{info, warn};
 
 use super::Engine;
@@ -11,6 +11,7 @@ use crate::{
         ethtool::Offload,
         links::{self, Link, Links},
     },
+    preflight::resolve::Place,
     status::AttachMode,
 };
 
@@ -22,6 +23,9 @@ pub struct AttachedUplink {
     pub mac: [u8; 6],
     /// How XDP is attached.
     pub mode: AttachMode,
+    /// Index of the interface that the configuration names: the bond, the VLAN, or this one.
+    pub exit: u32,
+    /// Its own name, and the configured mode.
     pub(super) wanted: Uplink,
 }
 
@@ -31,17 +35,16 @@ impl Engine {
     /// [`Engine::release_uplinks`].
     pub(super) fn attach_uplinks(&mut self) -> Result<()> {
         let links = links::snapshot(&mut self.netlink)?;
-        let mut found = Vec::new();
-        for uplink in &self.snapshot.uplinks {
-            let link = links.by_name(&uplink.interface).ok_or_else(|| missing(uplink, &links))?;
-            found.push((link, uplink.clone()));
+        if let [first, ..] = self.resolve_uplinks(&links).as_slice() {
+            bail!("{first}");
         }
+        self.name_exits(&links)?;
         let mut fresh = Vec::new();
-        for (link, uplink) in found {
-            if self.keeps(&uplink) {
+        for place in self.places.clone() {
+            if self.keeps(&place) {
                 continue;
             }
-            match self.attach_uplink(link, &uplink) {
+            match self.attach_uplink(&place, &links) {
                 Ok(attached) => fresh.push(attached),
                 Err(error) => {
                     for attached in fresh {
@@ -58,7 +61,8 @@ impl Engine {
 
     /// Whether an uplink is attached as it is wanted. One that is attached in another mode is released: an interface
     /// takes one at a time.
-    fn keeps(&mut self, wanted: &Uplink) -> bool {
+    fn keeps(&mut self, place: &Place) -> bool {
+        let wanted = &place.wanted;
         let Some(at) = self.uplinks.iter().position(|uplink| uplink.wanted.interface == wanted.interface) else {
             return false;
         };
@@ -70,6 +74,7 @@ impl Engine {
             };
         if keeps {
             uplink.wanted = wanted.clone();
+            uplink.exit = place.exit();
         } else {
             let uplink = self.uplinks.remove(at);
             self.release(&uplink);
@@ -79,48 +84,62 @@ impl Engine {
 
     /// Releases uplinks that the configuration names no longer.
     pub(super) fn release_uplinks(&mut self) {
-        let wanted = &self.snapshot.uplinks;
         let (kept, dropped): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.uplinks).into_iter().partition(|uplink| wanted.contains(&uplink.wanted));
+            std::mem::take(&mut self.uplinks).into_iter().partition(|uplink| self.is_place(uplink.ifindex));
         self.uplinks = kept;
         for uplink in dropped {
             self.release(&uplink);
         }
+        self.release_exits();
         self.name_first_uplink();
     }
 
-    fn attach_uplink(&mut self, link: &Link, uplink: &Uplink) -> Result<AttachedUplink> {
-        let mut attached =
-            AttachedUplink { ifindex: link.index, mac: link.mac, mode: AttachMode::Native, wanted: uplink.clone() };
+    fn attach_uplink(&mut self, place: &Place, links: &Links) -> Result<AttachedUplink> {
+        let link = links.by_index(place.index).ok_or_else(|| anyhow!("{} is gone", place.wanted.interface))?;
+        let mut attached = AttachedUplink {
+            ifindex: link.index,
+            mac: link.mac,
+            mode: AttachMode::Native,
+            exit: place.exit(),
+            wanted: place.wanted.clone(),
+        };
         match self.attach_programs(link, &mut attached) {
             Ok(()) => Ok(attached),
             Err(error) => {
                 self.release(&attached);
-                Err(error.into())
+                Err(self.why_not_attached(place, error))
             }
+        }
+    }
+
+    /// The error of attaching, or that the interface went away meanwhile, which makes any.
+    fn why_not_attached(&mut self, place: &Place, error: DataPlaneError) -> anyhow::Error {
+        let name = &place.wanted.interface;
+        match links::of_node(&mut self.netlink) {
+            Ok(links) if links.iter().all(|link| (link.index, &link.name) != (place.index, name)) => {
+                anyhow!("{name} went away while it was being attached; it is attached as soon as it is back")
+            }
+            _ => error.into(),
         }
     }
 
     fn attach_programs(&mut self, link: &Link, uplink: &mut AttachedUplink) -> Result<(), DataPlaneError> {
         // A tag that the NIC strips is one that XDP cannot see.
         self.switch_off(uplink, Offload::RxVlan)?;
-        // Replies leave only by an uplink that has a name.
-        self.tables.set_uplink(link.index, link.mac)?;
         uplink.mode = self.attached.attach_uplink(&mut self.object, link, uplink.wanted.mode)?;
         if uplink.mode == AttachMode::Generic {
             // Generic XDP drops what has been merged when it redirects it.
             self.switch_off(uplink, Offload::Gro)?;
             self.switch_off(uplink, Offload::Lro)?;
         }
+        self.preflight.expire();
         info!(interface = link.name, mode = ?uplink.mode, "uplink attached");
         Ok(())
     }
 
     fn release(&mut self, uplink: &AttachedUplink) {
         self.attached.detach(uplink.ifindex);
-        if let Err(error) = self.tables.remove_uplink(uplink.ifindex) {
-            warn!(%error, interface = uplink.wanted.interface, "cannot forget an uplink");
-        }
+        self.preflight.expire();
         self.switch_back(uplink);
         info!(interface = uplink.wanted.interface, "uplink released");
     }
@@ -135,47 +154,47 @@ impl Engine {
             warn!(interface = uplink.wanted.interface, "uplink is gone");
             self.release(&uplink);
         }
+        let mut troubles = self.resolve_uplinks(links);
+        if let Err(error) = self.name_exits(links) {
+            troubles.push(format!("{error:#}"));
+        }
         for uplink in &mut self.uplinks {
-            if let Some(link) = links.by_index(uplink.ifindex)
-                && link.mac != uplink.mac
-            {
+            if let Some(link) = links.by_index(uplink.ifindex) {
                 uplink.mac = link.mac;
-                if let Err(error) = self.tables.set_uplink(link.index, link.mac) {
-                    warn!(%error, interface = link.name, "cannot write an uplink's MAC");
-                }
+            }
+            if let Some(place) = self.places.iter().find(|place| place.index == uplink.ifindex) {
+                uplink.exit = place.exit();
             }
         }
-        let wanted: Vec<Uplink> = self
-            .snapshot
-            .uplinks
-            .iter()
-            .filter(|wanted| !self.uplinks.iter().any(|uplink| uplink.wanted == **wanted))
-            .cloned()
-            .collect();
-        let mut troubles = Vec::new();
-        for uplink in wanted {
-            let attached = match links.by_name(&uplink.interface) {
-                Some(link) => self.attach_uplink(link, &uplink),
-                None => Err(missing(&uplink, links)),
-            };
-            match attached {
+        for place in self.places.clone() {
+            // One that joins a bond is attached as it comes.
+            if self.uplinks.iter().any(|uplink| uplink.ifindex == place.index) {
+                continue;
+            }
+            match self.attach_uplink(&place, links) {
                 Ok(attached) => self.uplinks.push(attached),
                 Err(error) => troubles.push(format!("{error:#}")),
             }
         }
+        // The first is the one that the self-test comes in by: of a bond, a member that carries traffic.
+        let places = &self.places;
+        let rank = |ifindex| places.iter().position(|place| place.index == ifindex).unwrap_or(usize::MAX);
+        self.uplinks.sort_by_key(|uplink| rank(uplink.ifindex));
         self.name_first_uplink();
         troubles
     }
 
     pub(super) fn name_first_uplink(&mut self) {
-        let first = self.uplinks.first().map_or(0, |uplink| uplink.ifindex);
+        let first = self.uplinks.first().map_or(0, |uplink| uplink.exit);
         if let Err(error) = self.tables.change_settings(|settings| settings.uplink = first) {
             warn!(%error, "cannot write the settings");
         }
     }
 }
 
-fn missing(uplink: &Uplink, links: &Links) -> anyhow::Error {
-    let there: Vec<&str> = links.links.iter().map(|link| link.name.as_str()).collect();
-    anyhow!("uplink {} does not exist on this node; there are: {}", uplink.interface, there.join(", "))
+impl AttachedUplink {
+    /// The configured mode.
+    pub(super) const fn mode_choice(&self) -> XdpModeChoice {
+        self.wanted.mode
+    }
 }

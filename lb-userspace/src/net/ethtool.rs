@@ -61,6 +61,17 @@ impl Offload {
     }
 }
 
+/// An interface's queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// That frames come in by.
+    pub now: u32,
+    /// That frames could come in by.
+    pub most: u32,
+    /// That frames go out by.
+    pub sending: u32,
+}
+
 /// Reads and switches offloads in one namespace.
 pub struct Ethtool {
     socket: OwnedFd,
@@ -123,6 +134,17 @@ impl Ethtool {
         let action = || format!("read the driver of {interface}");
         sys::ethtool_driver(self.socket.as_fd(), interface_name(interface, action)?)
             .map_err(|source| Error::new(action(), Capability::NetAdmin, source))
+    }
+
+    /// How many queues an interface takes frames in by, and how many it could.
+    pub fn queues(&self, interface: &str) -> Result<Queues> {
+        let action = || format!("read the queues of {interface}");
+        let channels = sys::ethtool_channels(self.socket.as_fd(), interface_name(interface, action)?)
+            .map_err(|source| Error::new(action(), Capability::NetAdmin, source))?;
+        // A queue is for one way or for both.
+        let incoming = |[rx, _, _, both]: [u32; 4]| rx + both;
+        let [_, tx, _, both] = channels.now;
+        Ok(Queues { now: incoming(channels.now), most: incoming(channels.most), sending: tx + both })
     }
 
     fn value(&self, interface: &str, command: u32, data: u32, action: impl Fn() -> String) -> Result<u32> {

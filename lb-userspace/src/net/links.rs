@@ -11,7 +11,10 @@ use std::{
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
+    link::{
+        BondMode, InfoBond, InfoData, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage, LinkXdp, XdpAttached,
+    },
 };
 
 use super::{Error, InterfaceIndex, Netlink, NetnsId, Result, loopback};
@@ -42,6 +45,10 @@ pub struct Link {
     pub mac: Mac,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// Its frames begin with an Ethernet header.
+    pub is_ethernet: bool,
+    /// Queues that it was made with for frames that come in, and for frames that go out; the driver may use fewer.
+    pub queues: (u32, u32),
     /// Its administrator wants it up.
     pub is_up: bool,
     /// It can carry packets: up, and its lower layer too (a veth's peer is up, a cable has a carrier).
@@ -69,10 +76,23 @@ pub enum LinkKind {
     Bridge,
     /// A VRF: sockets of its members are invisible from outside.
     Vrf,
+    /// Several interfaces that are used as one.
+    Bond(Bond),
+    /// A VLAN of its `peer`.
+    Vlan,
     /// Any other virtual device, by the kernel's name for the kind.
     Other(String),
     /// No kind: a physical interface, as a rule.
     Physical,
+}
+
+/// What matters of a bond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bond {
+    /// Sends each frame by every member, so that each that comes in may come several times.
+    pub is_broadcast: bool,
+    /// The member that carries everything, in the modes that have one.
+    pub active: Option<InterfaceIndex>,
 }
 
 /// An XDP program on an interface.
@@ -159,6 +179,21 @@ impl Links {
         let has = |pod: &&PodInterface| pod.addresses.contains(&address);
         self.pods.iter().filter(has).max_by_key(|pod| (pod.is_running, pod.host_ifindex))
     }
+}
+
+/// Reads the interfaces of the namespace of `netlink`, ordered by index, without looking behind them: two dumps.
+pub fn of_node(netlink: &mut Netlink) -> Result<Vec<Link>> {
+    read_links(netlink, None)
+}
+
+/// The other end of a veth, wherever it is. None if it is gone, or is no veth.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN where that end is in another namespace.
+pub fn veth_end(netlink: &mut Netlink, link: &Link) -> Result<Option<Link>> {
+    let Some(peer) = link.peer.filter(|_| link.kind == LinkKind::Veth) else { return Ok(None) };
+    let links = read_links(netlink, link.peer_netns)?;
+    Ok(links.into_iter().find(|end| end.index == peer && end.peer == Some(link.index)))
 }
 
 /// Reads the interfaces of the namespace of `netlink`, and the pods behind them: two dumps for each namespace.
@@ -259,7 +294,7 @@ fn dump(
     })
 }
 
-fn decode_link(message: LinkMessage) -> Link {
+pub(crate) fn decode_link(message: LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,
@@ -267,6 +302,8 @@ fn decode_link(message: LinkMessage) -> Link {
         kind: if flags.contains(LinkFlags::Loopback) { LinkKind::Loopback } else { LinkKind::Physical },
         mac: [0; 6],
         mtu: 0,
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        queues: (1, 1),
         is_up: flags.contains(LinkFlags::Up),
         is_running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         master: None,
@@ -280,6 +317,8 @@ fn decode_link(message: LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(mac) => link.mac = mac.try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::NumRxQueues(queues) => link.queues.0 = queues,
+            LinkAttribute::NumTxQueues(queues) => link.queues.1 = queues,
             LinkAttribute::Controller(index) => link.master = Some(index),
             // 0: the peer is gone, or there is none, as for a tunnel.
             LinkAttribute::Link(index) if index != 0 => link.peer = Some(index),
@@ -297,9 +336,27 @@ fn decode_kind(infos: &[LinkInfo]) -> Option<LinkKind> {
         LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::Veth),
         LinkInfo::Kind(InfoKind::Bridge) => Some(LinkKind::Bridge),
         LinkInfo::Kind(InfoKind::Vrf) => Some(LinkKind::Vrf),
+        LinkInfo::Kind(InfoKind::Bond) => Some(LinkKind::Bond(decode_bond(infos))),
+        LinkInfo::Kind(InfoKind::Vlan) => Some(LinkKind::Vlan),
         LinkInfo::Kind(other) => Some(LinkKind::Other(other.to_string())),
         _ => None,
     })
+}
+
+fn decode_bond(infos: &[LinkInfo]) -> Bond {
+    let mut bond = Bond::default();
+    let data = infos.iter().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Bond(data)) => Some(data),
+        _ => None,
+    });
+    for attribute in data.flatten() {
+        match attribute {
+            InfoBond::Mode(mode) => bond.is_broadcast = *mode == BondMode::Broadcast,
+            InfoBond::ActivePort(index) if *index != 0 => bond.active = Some(*index),
+            _ => {}
+        }
+    }
+    bond
 }
 
 /// The kernel gives the id twice: in general while only one program is attached, and by mode always.
@@ -337,51 +394,4 @@ fn decode_address(message: &AddressMessage) -> Option<InterfaceAddress> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn link(index: InterfaceIndex, kind: LinkKind) -> Link {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        Link { kind, ..decode_link(message) }
-    }
-
-    #[test]
-    fn a_pod_interface_needs_both_ends_to_name_each_other() {
-        let host = Link { peer: Some(2), peer_netns: Some(NetnsId(0)), mtu: 1500, ..link(7, LinkKind::Veth) };
-        let check = |pod: Link, expected: Option<u32>| {
-            let found = pod_interface(&host, NetnsId(0), &BTreeMap::from([(pod.index, &pod)]));
-            assert_eq!(found.map(|pod| pod.mtu), expected, "{pod:?}");
-        };
-        let pod = Link { peer: Some(7), mtu: 1450, ..link(2, LinkKind::Veth) };
-        check(pod.clone(), Some(1450));
-        check(Link { peer: Some(8), ..pod.clone() }, None);
-        check(Link { index: 3, ..pod.clone() }, None);
-        check(Link { kind: LinkKind::Physical, ..pod }, None);
-    }
-
-    #[test]
-    fn xdp_programs_are_listed_by_mode() {
-        let native = XdpAttachment { mode: XdpMode::Native, program_id: 5 };
-        let generic = XdpAttachment { mode: XdpMode::Generic, program_id: 6 };
-        let check = |attributes: &[LinkXdp], expected: &[XdpAttachment]| {
-            assert_eq!(decode_xdp(attributes), expected, "{attributes:?}");
-        };
-        check(&[LinkXdp::Attached(XdpAttached::None)], &[]);
-        check(&[LinkXdp::Attached(XdpAttached::Driver), LinkXdp::ProgId(5), LinkXdp::DrvProgId(5)], &[native]);
-        check(
-            &[LinkXdp::Attached(XdpAttached::Multiple), LinkXdp::SkbProgId(6), LinkXdp::DrvProgId(5)],
-            &[generic, native],
-        );
-    }
-
-    #[test]
-    fn an_address_in_use_on_a_point_to_point_link_is_the_local_one() {
-        let mut message = AddressMessage::default();
-        let (ours, theirs) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        message.attributes = vec![AddressAttribute::Address(theirs), AddressAttribute::Local(ours)];
-        assert_eq!(decode_address(&message).unwrap().address, ours);
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Dadfailed));
-        assert_eq!(decode_address(&message), None);
-    }
-}
+mod tests;

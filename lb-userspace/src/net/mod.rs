@@ -7,12 +7,14 @@
 //! opening needs [`netns::Netns::run`]; the questions may then be asked from anywhere.
 
 pub mod ethtool;
+pub mod filters;
 pub mod links;
 pub mod loopback;
 pub mod monitor;
 pub mod netns;
 pub mod routes;
 pub mod sockets;
+pub mod xdp_features;
 
 mod error;
 mod netlink;

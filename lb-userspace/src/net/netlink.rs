@@ -8,7 +8,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{
     Socket, SocketAddr,
-    protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG},
+    protocols::{NETLINK_GENERIC, NETLINK_ROUTE, NETLINK_SOCK_DIAG},
 };
 
 use super::{Capability, Error, Result};
@@ -41,6 +41,11 @@ impl Netlink {
     /// Opens a socket for questions about sockets.
     pub(super) fn open_sock_diag() -> Result<Self> {
         Self::open_protocol(NETLINK_SOCK_DIAG)
+    }
+
+    /// Opens a socket for questions to the kernel's generic families.
+    pub(super) fn open_generic() -> Result<Self> {
+        Self::open_protocol(NETLINK_GENERIC)
     }
 
     fn open_protocol(protocol: isize) -> Result<Self> {

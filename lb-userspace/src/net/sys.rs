@@ -80,6 +80,31 @@ pub fn ethtool_driver(socket: BorrowedFd<'_>, name: InterfaceName) -> io::Result
     Ok(until_nul(&info.driver))
 }
 
+/// `struct ethtool_channels` of linux/ethtool.h.
+#[repr(C)]
+#[derive(Default)]
+pub struct EthtoolChannels {
+    command: u32,
+    /// Most queues that there can be: for what comes in, what goes out, anything else, and both.
+    pub most: [u32; 4],
+    /// Queues that there are, in the same order.
+    pub now: [u32; 4],
+}
+const _: () = assert!(size_of::<EthtoolChannels>() == 36);
+
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+/// The queues of an interface.
+pub fn ethtool_channels(socket: BorrowedFd<'_>, name: InterfaceName) -> io::Result<EthtoolChannels> {
+    let mut channels = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..EthtoolChannels::default() };
+    let mut request = name.request();
+    request.ifr_ifru.ifru_data = ptr::from_mut(&mut channels).cast();
+    // SAFETY: `request` and the structure it points to live across the call; its layout is the kernel's for this
+    // command (size asserted above).
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) })?;
+    Ok(channels)
+}
+
 /// The name of an interface by index, in the namespace of `socket`.
 pub fn interface_name(socket: BorrowedFd<'_>, index: u32) -> io::Result<String> {
     let mut request = InterfaceName([0; libc::IFNAMSIZ]).request();

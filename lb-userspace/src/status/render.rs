@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{BackendState, BackendStatus, ProgramStatus, ServiceStatus, Status};
-use crate::model::{ReplyMode, Rung};
+use crate::{
+    model::{ReplyMode, Rung},
+    preflight::Severity,
+};
 
 /// Columns of text that is wrapped or cut.
 const WIDTH: usize = 100;
@@ -218,6 +221,7 @@ pub fn render_table(status: &Status, color: bool) -> String {
         out.note(&cell(trouble));
         out.end_section();
     }
+    warnings(status, &mut out);
     programs(&status.programs).write(&mut out);
     services(&status.services).write(&mut out);
     reasons(status).write(&mut out);
@@ -226,6 +230,20 @@ pub fn render_table(status: &Status, color: bool) -> String {
     out.text.truncate(end);
     out.text.push('\n');
     out.text
+}
+
+/// What pre-flight warns of; the rest is in the JSON, and `sluice preflight` prints it.
+fn warnings(status: &Status, out: &mut Output) {
+    let warned: Vec<_> = status.preflight.iter().filter(|finding| finding.severity <= Severity::Warned).collect();
+    if warned.is_empty() {
+        return;
+    }
+    out.put(&cell("Pre-flight warns:").styled(Style::Partly));
+    out.end_line();
+    for finding in warned {
+        out.note(&cell(finding.to_string()));
+    }
+    out.end_section();
 }
 
 fn programs(programs: &[ProgramStatus]) -> Table {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{render::*, *};
+use crate::preflight::Check;
 
 fn program(name: &str, interface: &str, attach_point: &str, mode: Option<AttachMode>) -> ProgramStatus {
     ProgramStatus {
@@ -133,6 +134,10 @@ fn sample() -> Status {
         maps: vec![map("services", Some(3), 4096, 589_824), map("maglev", None, 1 << 20, 4 << 20)],
         last_error: Some("sluice.yaml:3:7: unknown key `bakends`; did you mean `backends`?\nsluice.yaml:9:1: x".into()),
         waiting: Some("uplink eth1 does not exist on this node; there are: lo, eth0".into()),
+        preflight: vec![
+            Finding::new(Check::KernelTypes, "kernel", "the kernel does not show its types", "live with it"),
+            Finding::note(Check::UplinkIs, "eth0", "eth0: driver ixgbe"),
+        ],
     }
 }
 
@@ -145,6 +150,9 @@ The new configuration was refused; the one before it is in force:
 
 Not everything is in force yet; it is tried again each second:
     └ uplink eth1 does not exist on this node; there are: lo, eth0
+
+Pre-flight warns:
+    └ the kernel does not show its types; live with it
 
 PROGRAM        INTERFACE     AT           MODE          ID
 sluice_xdp     eth0          xdp          native        41

@@ -124,6 +124,11 @@ impl Tables {
         Ok(())
     }
 
+    /// The uplinks that have a name.
+    pub fn uplinks(&self) -> Vec<(u32, abi::Uplink)> {
+        self.uplinks.iter().filter_map(Result::ok).collect()
+    }
+
     /// What the maps hold.
     pub fn read_back(&self) -> ReadBack {
         let ids = |entries: usize| 0..entries as u32;
