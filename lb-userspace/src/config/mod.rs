@@ -5,9 +5,11 @@
 //! `docs/configuration.md` is the reference of the keys; a test compares it with [`raw`].
 
 mod capacity;
+mod kinds;
 mod problem;
 mod raw;
 mod scalar;
+mod schema;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use std::{fs::File, io::Read, path::Path};
 
 pub use capacity::maglev_slots;
 pub use problem::{ConfigError, Position, Problem};
+pub use schema::{Key, keys, schema, schema_text};
 
 use crate::model::Snapshot;
 

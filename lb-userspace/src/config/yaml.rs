@@ -86,28 +86,3 @@ fn syntax(error: &Error) -> String {
         None => message,
     }
 }
-
-/// The path of every key, in the notation of the reference. The parser's own list: it cannot fall behind.
-#[cfg(test)]
-pub(super) fn keys() -> Vec<String> {
-    use serde::de::DeserializeOwned;
-
-    use super::raw::{RawBackend, RawCapacities, RawLimits, RawNode, RawService, RawUplink};
-
-    fn of<T: DeserializeOwned + std::fmt::Debug>(prefix: &str) -> Vec<String> {
-        match serde_saphyr::from_str::<T>("no such key: 0").expect_err("unknown keys are refused").without_snippet() {
-            Error::SerdeUnknownField { expected, .. } => expected.iter().map(|key| format!("{prefix}{key}")).collect(),
-            other => panic!("{other}"),
-        }
-    }
-    [
-        of::<RawConfig>(""),
-        of::<RawNode>("node."),
-        of::<RawUplink>("uplinks[]."),
-        of::<RawCapacities>("capacities."),
-        of::<RawLimits>("limits."),
-        of::<RawService>("services[]."),
-        of::<RawBackend>("services[].backends[]."),
-    ]
-    .concat()
-}
