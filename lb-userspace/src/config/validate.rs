@@ -38,15 +38,19 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
     let mut problems = Vec::new();
     let nodes = node_addresses(raw.node.as_ref(), &mut problems);
     let uplinks = uplinks(raw.uplinks.as_ref(), &mut problems);
-    let mut directory = |value: &Option<Scalar>, key, otherwise: &str, bytes_max| match value {
+    let mut directory = |value: &Option<Scalar>, key, otherwise: &str, bytes_max, why| match value {
         None => PathBuf::from(otherwise),
-        Some(value) => value.directory(key, bytes_max).unwrap_or_else(|problem| {
+        Some(value) => value.directory(key, bytes_max, why).unwrap_or_else(|problem| {
             problems.push(problem);
             PathBuf::new()
         }),
     };
-    let pin_directory = directory(&raw.pin_directory, "pinDirectory", PIN_DIRECTORY_DEFAULT, PIN_DIRECTORY_BYTES_MAX);
-    let run_directory = directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, RUN_DIRECTORY_BYTES_MAX);
+    let why = "names of maps are appended";
+    let pin_directory =
+        directory(&raw.pin_directory, "pinDirectory", PIN_DIRECTORY_DEFAULT, PIN_DIRECTORY_BYTES_MAX, why);
+    let why = "a socket is made in it, and the path of a socket has at most 107";
+    let run_directory =
+        directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, RUN_DIRECTORY_BYTES_MAX, why);
     let limits = capacity::limits(raw.limits.as_ref(), &mut problems);
     let unsized_problems = problems.len();
     let capacities = capacity::capacities(raw.capacities.as_ref(), &mut problems);

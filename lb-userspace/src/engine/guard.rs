@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::failure::in_run_directory;
+
 /// Capabilities (include/uapi/linux/capability.h), and what each is for.
 const NEEDED: [(u32, &str, &str); 5] = [
     (11, "CAP_NET_BROADCAST", "hear of changes in pods' network namespaces"),
@@ -48,7 +50,7 @@ impl Lock {
     /// Takes the lock of a run directory, which is made where it is missing.
     pub fn take(run_directory: &Path) -> Result<Self> {
         fs::create_dir_all(run_directory)
-            .with_context(|| format!("cannot make the run directory {}", run_directory.display()))?;
+            .map_err(|error| in_run_directory(error, "make the run directory", run_directory))?;
         let path = run_directory.join("lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -56,7 +58,7 @@ impl Lock {
             .create(true)
             .truncate(false)
             .open(&path)
-            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+            .map_err(|error| in_run_directory(error, "open the lock", &path))?;
         // SAFETY: a descriptor that lives across the call.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let mut holder = String::new();
@@ -70,7 +72,7 @@ impl Lock {
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .with_context(|| format!("cannot write to the lock {}", path.display()))?;
+            .map_err(|error| in_run_directory(error, "write to the lock", &path))?;
         Ok(Self { _file: file })
     }
 }

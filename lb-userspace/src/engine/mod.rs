@@ -6,6 +6,8 @@ mod guard;
 mod opaque;
 mod pods;
 mod prune;
+mod questions;
+mod reload;
 mod report;
 mod uplinks;
 mod vips;
@@ -14,12 +16,11 @@ use std::{
     collections::{BTreeMap, VecDeque},
     hash::{BuildHasher, Hasher},
     net::IpAddr,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use aya::Ebpf;
 use lb_common::{
     abi::{ABI_VERSION, Limit, Settings, Traffic},
@@ -28,20 +29,21 @@ use lb_common::{
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     flows::Sweeper,
     guard::Lock,
     opaque::OpaqueEndpoints,
     pods::{Finding, GroChange, Wanted},
+    questions::Asked,
+    reload::Source,
     uplinks::AttachedUplink,
 };
 use crate::{
-    config,
     dataplane::{
         bpffs::{self, PinDirectory},
         capacity::Sizes,
@@ -49,7 +51,6 @@ use crate::{
         programs::Attached,
         tables::Tables,
     },
-    failure,
     model::{Limits, Snapshot},
     net::{
         Netlink, links,
@@ -63,17 +64,16 @@ use crate::{
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
     },
-    status::{self, Status},
+    status,
 };
 
-/// How often what no event tells of is looked after: retries, records, the configuration file.
+/// How often what no event tells of is looked after: retries, records, the configuration file's version.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks from one sweep of the bypasses to the next.
 const SWEEP_TICKS: u64 = 5;
 
 /// The agent's state.
 pub struct Engine {
-    config: PathBuf,
     snapshot: Snapshot,
     planner: Planner,
     sizes: Sizes,
@@ -112,17 +112,18 @@ pub struct Engine {
 /// Runs the agent with this configuration file until it is told to stop.
 pub fn run(config: &Path) -> Result<()> {
     // Before the file is read: whoever changes it meanwhile is heard.
-    let version = file_version(config);
-    let snapshot = config::load(config)?;
+    let (source, snapshot) = Source::open(config)?;
     guard::check_capabilities()?;
     let lock = Lock::take(&snapshot.run_directory)?;
+    // Before anything is touched: the disk may be full.
+    let socket = status::Socket::make(&snapshot.run_directory.join(status::SOCKET_NAME))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
-        let mut engine = Engine::start(config, snapshot, lock)?;
-        let result = engine.serve(monitor, signals, version).await;
+        let mut engine = Engine::start(snapshot, lock)?;
+        let result = engine.serve(monitor, signals, source, socket).await;
         engine.stop();
         result
     })
@@ -146,13 +147,13 @@ impl Signals {
 }
 
 impl Engine {
-    fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+    fn start(snapshot: Snapshot, lock: Lock) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
         let pin_directory = bpffs::prepare(&pins)?;
         if pin_directory.mounted {
             info!(path = %pins.display(), "bpffs mounted");
         }
-        let loaded = Self::load(config, snapshot, lock, pin_directory);
+        let loaded = Self::load(snapshot, lock, pin_directory);
         let mut engine = loaded.inspect_err(|_| {
             // The error that is returned matters more than one of tidying up.
             let _ = bpffs::remove(&pins);
@@ -165,7 +166,7 @@ impl Engine {
     }
 
     /// Loads the programs and makes the maps; nothing is attached yet.
-    fn load(config: &Path, snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
+    fn load(snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
         let pins = &snapshot.pin_directory;
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
@@ -176,7 +177,6 @@ impl Engine {
         let clock = Clock::measure(&mut object)?;
         let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
         Ok(Self {
-            config: config.to_path_buf(),
             planner: Planner::new(snapshot.capacities).at_hertz(clock.hertz),
             attached: Attached::new(pins.join("links")),
             sizes,
@@ -206,11 +206,16 @@ impl Engine {
         })
     }
 
-    async fn serve(&mut self, monitor: Monitor, mut signals: Signals, mut version: FileVersion) -> Result<()> {
-        let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
-        let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-        let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Status>>(8);
-        tokio::spawn(status::serve(listener, move || answer(ask.clone())));
+    async fn serve(
+        &mut self,
+        monitor: Monitor,
+        mut signals: Signals,
+        mut source: Source,
+        socket: status::Socket,
+    ) -> Result<()> {
+        let (ask, mut questions) = mpsc::channel::<Asked>(8);
+        let listener = socket.publish()?;
+        tokio::spawn(status::serve(listener, move |question| questions::answer(ask.clone(), question)));
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // SAFETY: the monitor keeps its descriptor open and unchanged for as long as it lives.
@@ -227,23 +232,14 @@ impl Engine {
                     }
                     self.follow(&changes);
                 }
-                Some(question) = questions.recv() => {
-                    // Whoever asked may have left.
-                    let _ = question.send(self.status());
-                }
+                Some(question) = questions.recv() => self.answer(question),
+                snapshot = source.next() => self.reload(snapshot),
                 _ = tick.tick() => {
                     ticks += 1;
-                    let now = file_version(&self.config);
-                    if now != version {
-                        version = now;
-                        self.reload();
-                    }
+                    source.look();
                     self.look_after(ticks);
                 }
-                _ = signals.hangup.recv() => {
-                    version = file_version(&self.config);
-                    self.reload();
-                }
+                _ = signals.hangup.recv() => source.ask(),
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
             }
@@ -333,53 +329,6 @@ impl Engine {
         Ok(left)
     }
 
-    /// Reads the configuration anew: all of it, or nothing and the reason.
-    fn reload(&mut self) {
-        match self.try_reload() {
-            Ok(()) => {
-                self.refusal = None;
-                info!(services = self.snapshot.services.len(), "configuration applied");
-            }
-            Err(error) => {
-                let text = failure::describe(&error);
-                error!(error = text, "configuration refused; the one before stays in force");
-                self.refusal = Some(text);
-            }
-        }
-    }
-
-    fn try_reload(&mut self) -> Result<()> {
-        let wanted = config::load(&self.config)?;
-        let now = &self.snapshot;
-        if wanted.capacities != now.capacities {
-            bail!("capacities are fixed while the agent runs; restart it to change them");
-        }
-        if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
-            bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
-        }
-        let before = std::mem::replace(&mut self.snapshot, wanted);
-        if let Err(error) = self.take_over() {
-            self.snapshot = before;
-            return Err(match self.take_over() {
-                Ok(()) => error,
-                Err(return_error) => {
-                    error.context(format!("cannot return to the configuration before: {return_error:#}"))
-                }
-            });
-        }
-        Ok(())
-    }
-
-    fn take_over(&mut self) -> Result<()> {
-        let new = settings(&self.snapshot, self.clock.hertz);
-        self.tables.change_settings(|settings| {
-            (settings.node_v4, settings.node_v6) = (new.node_v4, new.node_v6);
-            settings.limits = new.limits;
-        })?;
-        self.attach_uplinks()?;
-        self.reconcile()
-    }
-
     /// Takes down everything that the agent has made.
     fn stop(&mut self) {
         self.detach_uplinks();
@@ -398,20 +347,6 @@ impl Engine {
 
 fn cannot_write(error: &anyhow::Error) -> String {
     format!("cannot write to the maps: {error:#}")
-}
-
-async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {
-    let (reply, status) = oneshot::channel();
-    let _ = ask.send(reply).await;
-    status.await.unwrap_or_default()
-}
-
-/// Changes when the file does, also when a symlink in its path is swapped: device, inode, time and length.
-type FileVersion = Option<(u64, u64, i64, i64, u64)>;
-
-fn file_version(path: &Path) -> FileVersion {
-    let facts = std::fs::metadata(path).ok()?;
-    Some((facts.dev(), facts.ino(), facts.mtime(), facts.mtime_nsec(), facts.len()))
 }
 
 fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {

@@ -193,7 +193,7 @@ impl Engine {
     }
 }
 
-fn missing(uplink: &Uplink, links: &Links) -> anyhow::Error {
+pub(super) fn missing(uplink: &Uplink, links: &Links) -> anyhow::Error {
     let there: Vec<&str> = links.links.iter().map(|link| link.name.as_str()).collect();
     anyhow!("uplink {} does not exist on this node; there are: {}", uplink.interface, there.join(", "))
 }

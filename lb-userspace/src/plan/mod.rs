@@ -1,5 +1,6 @@
 //! From what is wanted and what is installed to what must be written: pure.
 
+pub mod diff;
 pub mod history;
 pub mod ids;
 pub mod maglev;
