@@ -582,12 +582,6 @@ fn repository_file(path: &str) -> String {
 }
 
 #[test]
-fn the_sample_is_valid() {
-    let snapshot = taken(&repository_file("deploy/samples/standalone.yaml"));
-    assert!(snapshot.services.len() > 3);
-}
-
-#[test]
 fn every_example_of_the_reference_is_valid() {
     let reference = repository_file("docs/configuration.md");
     let examples: Vec<&str> = reference

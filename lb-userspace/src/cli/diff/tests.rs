@@ -105,3 +105,29 @@ fn json_survives_the_way_there_and_back() {
     assert!(json.contains(r#""change":"added""#) && json.contains(r#""from":null"#), "{json}");
     assert_eq!(serde_json::from_str::<Diff>(&json).unwrap(), sample());
 }
+
+/// The third pod that the reference shows being added.
+#[test]
+fn the_example_of_the_reference_is_what_the_planner_gives() {
+    use crate::plan::planner::{Places, Planner};
+    use std::time::Duration;
+
+    let pods = |last: &[u8]| {
+        let pods: Vec<String> = last.iter().map(|last| format!("{{ address: 10.244.1.{last} }}")).collect();
+        let text = format!(
+            "node: {{ addresses: [192.0.2.1] }}\nuplinks: [{{ interface: eth0 }}]\nservices:\n  - {{ name: telemetry, vip: \
+             198.51.100.12, protocol: TCP, ports: [57400], backends: [{}] }}\n",
+            pods.join(", ")
+        );
+        config::parse("f", &text).unwrap()
+    };
+    let (before, after) = (pods(&[41, 42]), pods(&[41, 42, 43]));
+    let mut planner = Planner::new(before.capacities);
+    planner.plan(&before, &Places::new(), Duration::ZERO).unwrap();
+    let mut diff = crate::plan::diff::diff(&planner, &before, &after, &Places::new(), Duration::from_secs(9));
+    diff.notes.push("10.244.1.43: its interface is looked for, and its rung tested, when it is applied".into());
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    let reference = std::fs::read_to_string(file).unwrap();
+    let shown = render(&diff, false);
+    assert!(reference.contains(&format!("$ sluice diff new.yaml\n{shown}```")), "docs/configuration.md must have\n{shown}");
+}

@@ -44,6 +44,9 @@ const DIRECTORY: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::CLOSE_WRITE)
     .union(WatchFlags::ONLYDIR);
 
+/// What the file is watched for. Its directory does not tell of a file that is mounted there.
+const FILE: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::CLOSE_WRITE);
+
 /// A name in a directory that the way to the file leads through.
 type Step = (PathBuf, OsString);
 
@@ -101,7 +104,10 @@ impl Watch {
             let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
             if let Some(sign) = watched.sign(event.events(), name) {
                 is_moved |= event.events().intersects(STRUCTURE);
-                drained.signs.push(sign);
+                // File and directory both tell of what happens to the file.
+                if drained.signs.last() != Some(&sign) {
+                    drained.signs.push(sign);
+                }
             }
         }
         if is_moved {
@@ -123,7 +129,7 @@ impl Watch {
                     names.push(name.clone());
                 }
             }
-            if let Some(watch) = gone_is_none(inotify::add_watch(&self.inotify, &file, WatchFlags::MODIFY))? {
+            if let Some(watch) = gone_is_none(inotify::add_watch(&self.inotify, &file, FILE))? {
                 watched.insert(watch, Watched::File);
             }
             for watch in self.watched.keys().filter(|watch| !watched.contains_key(watch)) {
@@ -159,6 +165,7 @@ impl Watched {
     fn sign(&self, events: ReadFlags, name: Option<&OsStr>) -> Option<Sign> {
         match (self, name) {
             (Self::File, _) if events.contains(ReadFlags::MODIFY) => Some(Sign::Writing),
+            (Self::File, _) if events.contains(ReadFlags::CLOSE_WRITE) => Some(Sign::Written),
             // It is gone, and the directory says so too.
             (Self::File, _) => None,
             (Self::Directory(..), None) => Some(Sign::Replaced),
