@@ -7,7 +7,7 @@
 use crate::{address::Address, index::Filter, word::Word};
 
 /// Version of this layout; a data plane of another version is not adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IANA protocol numbers.
 pub mod protocol {
@@ -173,6 +173,45 @@ pub struct Backend {
     pub address_change: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
+
+/// Value of `members`, by [`Backend::id`]: whose backend that is. Programs do not know this map: the agent writes it, and
+/// reads it when it takes over what an earlier agent has left, because all else that is in the maps names pods by
+/// position. Written after the backend's entry in `backends`, cleared last of all: a member whose entry has another id
+/// is not one of its service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Member {
+    /// The service that it is a backend of, as the key of `services`.
+    pub service: ServiceKey,
+    /// The pod's own address, also where [`Backend::address`] is the VIP.
+    pub pod: Address,
+    /// Grows with each backend that comes: of the services that have an endpoint, the one with the smallest has had it
+    /// longest.
+    pub since: u64,
+    /// [`Backend::endpoint`].
+    pub endpoint: u32,
+    /// The pod's port, host order.
+    pub port: u16,
+    /// Share of new connections, as configured.
+    pub weight: u16,
+    /// Index in the service's range of `backends`.
+    pub position: u16,
+    /// [`member_flags`]; 0 where the id is free.
+    pub flags: u16,
+    /// Zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Member>() == 64);
+
+/// Bits of [`Member::flags`].
+pub mod member_flags {
+    /// The id is in use.
+    pub const USED: u16 = 1 << 0;
+    /// The pod owns the VIP (rung `direct`).
+    pub const DIRECT: u16 = 1 << 1;
+    /// It takes no new connections, as configured.
+    pub const DRAIN: u16 = 1 << 2;
+}
 
 /// Positions in `programs`.
 pub mod program {

@@ -26,8 +26,11 @@ fn text(services: u32, backends: u32) -> String {
     let address = |first: u32, at: u32| format!("{first}.{}.{}.{}", at >> 16 & 255, at >> 8 & 255, at & 255);
     for service in 0..services {
         let vip = address(100, service);
-        writeln!(text, "  - name: service-{service}\n    vip: {vip}\n    protocol: UDP\n    ports: [162]\n    backends:")
-            .expect("writing to a string cannot fail");
+        writeln!(
+            text,
+            "  - name: service-{service}\n    vip: {vip}\n    protocol: UDP\n    ports: [162]\n    backends:"
+        )
+        .expect("writing to a string cannot fail");
         for backend in 0..backends {
             let pod = address(10, service * backends + backend);
             writeln!(text, "      - {{ address: {pod}, port: 1162 }}").expect("writing to a string cannot fail");
@@ -50,7 +53,9 @@ fn median<T>(mut run: impl FnMut() -> T) -> Duration {
 }
 
 fn main() {
-    println!("services  backends   file KiB  parse+validate     plan all   plan same  plan one changed  diff one changed");
+    println!(
+        "services  backends   file KiB  parse+validate     plan all   plan same  plan one changed  diff one changed"
+    );
     for (services, backends) in SIZES {
         let text = text(services, backends);
         let parsed = median(|| config::parse("f", &text));

@@ -20,8 +20,12 @@ pub fn in_run_directory(error: std::io::Error, what: &str, path: &std::path::Pat
             "free blocks or inodes there (`df`, `df -i`), or set runDirectory to a directory on another file system"
         }
         ErrorKind::ReadOnlyFilesystem => "remount it read-write, or set runDirectory to a directory that is writable",
-        ErrorKind::PermissionDenied => "run as root, or set runDirectory to a directory that the agent's user may write to",
-        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "a file is in the way: remove it, or set another runDirectory",
+        ErrorKind::PermissionDenied => {
+            "run as root, or set runDirectory to a directory that the agent's user may write to"
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "a file is in the way: remove it, or set another runDirectory"
+        }
         _ => "see the path and its permissions, or set another runDirectory",
     };
     anyhow::anyhow!("cannot {what} {}: {error}; {advice}", path.display())

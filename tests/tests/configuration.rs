@@ -268,7 +268,8 @@ fn a_full_disk_for_lock_or_socket_is_refused_before_anything_is_touched() -> Res
     let text = yaml(&lab, &[0], "");
     let own = lab.directory().join("run").display().to_string();
     let text = text.replacen(&format!("runDirectory: {own}\n"), &format!("runDirectory: {full}\n"), 1);
-    let advice = "No space left on device (os error 28); free blocks or inodes there (`df`, `df -i`), or set runDirectory";
+    let advice =
+        "No space left on device (os error 28); free blocks or inodes there (`df`, `df -i`), or set runDirectory";
     for (options, fill, what) in [
         ("nr_inodes=1", "true", format!("cannot open the lock {full}/lock: ")),
         ("size=4k", "head -c 4096 /dev/zero >$0/filler", format!("cannot write to the lock {full}/lock: ")),

@@ -16,13 +16,14 @@ fn the_agent_gets_its_file() {
     let cli = parse("sluice agent --config a.yaml --log-format json --log-level info,lb_userspace=debug").unwrap();
     let Command::Agent(args) = &cli.command else { panic!("{cli:?}") };
     assert_eq!((args.log_format, args.log_level.as_str()), (LogFormat::Json, "info,lb_userspace=debug"));
-    let mut started = None;
-    let status = run(cli, |config| {
-        started = Some(config.to_owned());
-        Ok(())
-    });
-    assert_eq!(status, ExitCode::SUCCESS);
-    assert_eq!(started.as_deref(), Some(Path::new("a.yaml")));
+    let actions = Actions {
+        agent: |config| {
+            assert_eq!(config, Path::new("a.yaml"));
+            anyhow::bail!("it was called")
+        },
+        detach: |_, _, _| Ok(()),
+    };
+    assert_eq!(run(cli, &actions), ExitCode::FAILURE);
 }
 
 #[test]

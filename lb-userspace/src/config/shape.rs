@@ -79,7 +79,8 @@ pub(super) const LIST: (&str, &str) = ("a list", "write [a, b], or lines that st
 pub(super) const SINGLE: (&str, &str) = ("a single value", "write the value behind the key, without a list or keys");
 
 fn unknown(key: &Spanned<String>, schema: &Value, root: &Value) -> Problem {
-    let names: Vec<&str> = schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> =
+        schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     let mut elsewhere = Vec::new();
     find(&key.value, "", root, &mut elsewhere);
     let advice = match (nearest(&key.value, names.iter().copied()), &elsewhere[..]) {
@@ -97,7 +98,8 @@ fn find(name: &str, above: &str, schema: &Value, places: &mut Vec<String>) {
             places.push(if above.is_empty() { "at the top".to_owned() } else { format!("below `{above}`") });
         }
         let is_list = below["items"].is_object();
-        let path = format!("{above}{}{key}{}", if above.is_empty() { "" } else { "." }, if is_list { "[]" } else { "" });
+        let path =
+            format!("{above}{}{key}{}", if above.is_empty() { "" } else { "." }, if is_list { "[]" } else { "" });
         find(name, &path, if is_list { &below["items"] } else { below }, places);
     }
 }

@@ -5,8 +5,8 @@ use serde_saphyr::{Error, Options, Spanned};
 use super::{
     problem::{Position, Problem},
     raw::RawConfig,
-    shape,
     scalar::{nearest, position, quote},
+    shape,
 };
 
 /// Values, keys and lists of one file: twice what the longest one that is read has.

@@ -1,6 +1,8 @@
 //! The agent: one task that owns the state, recomputes what is wanted, and applies the difference.
 
+mod adopt;
 mod connections;
+pub mod detach;
 mod flows;
 mod guard;
 mod opaque;
@@ -9,12 +11,13 @@ mod prune;
 mod questions;
 mod reload;
 mod report;
+mod start;
+mod undo;
 mod uplinks;
 mod vips;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    hash::{BuildHasher, Hasher},
     net::IpAddr,
     path::Path,
     time::{Duration, Instant},
@@ -22,10 +25,7 @@ use std::{
 
 use anyhow::Result;
 use aya::Ebpf;
-use lb_common::{
-    abi::{ABI_VERSION, Limit, Settings, Traffic},
-    limiter::TOKEN,
-};
+use lb_common::abi::Traffic;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
@@ -38,20 +38,15 @@ use self::{
     flows::Sweeper,
     guard::Lock,
     opaque::OpaqueEndpoints,
-    pods::{Finding, GroChange, Wanted},
+    pods::{Finding, Wanted},
     questions::Asked,
     reload::Source,
+    undo::GroChanges,
     uplinks::AttachedUplink,
 };
 use crate::{
-    dataplane::{
-        bpffs::{self, PinDirectory},
-        capacity::Sizes,
-        object::{self, Clock},
-        programs::Attached,
-        tables::Tables,
-    },
-    model::{Limits, Snapshot},
+    dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
+    model::Snapshot,
     net::{
         Netlink, links,
         monitor::{Changes, Monitor},
@@ -59,7 +54,6 @@ use crate::{
         routes,
     },
     plan::{
-        maglev,
         ops::MapOp,
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
@@ -84,7 +78,7 @@ pub struct Engine {
     netlink: Netlink,
     namespaces: Namespaces,
     findings: BTreeMap<Wanted, Finding>,
-    gro_changes: Vec<GroChange>,
+    gro_changes: GroChanges,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
     /// Earlier owners of slots that have no interface, and since when by the agent's clock.
@@ -147,65 +141,6 @@ impl Signals {
 }
 
 impl Engine {
-    fn start(snapshot: Snapshot, lock: Lock) -> Result<Self> {
-        let pins = snapshot.pin_directory.clone();
-        let pin_directory = bpffs::prepare(&pins)?;
-        if pin_directory.mounted {
-            info!(path = %pins.display(), "bpffs mounted");
-        }
-        let loaded = Self::load(snapshot, lock, pin_directory);
-        let mut engine = loaded.inspect_err(|_| {
-            // The error that is returned matters more than one of tidying up.
-            let _ = bpffs::remove(&pins);
-        })?;
-        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
-            engine.stop();
-            return Err(error);
-        }
-        Ok(engine)
-    }
-
-    /// Loads the programs and makes the maps; nothing is attached yet.
-    fn load(snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
-        let pins = &snapshot.pin_directory;
-        let sizes = Sizes::new(&snapshot.capacities);
-        let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
-        for (name, entries, bytes) in sizes.maps(cpus) {
-            info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
-        }
-        let mut object = object::load(&sizes, Some(&pins.join("maps")))?;
-        let clock = Clock::measure(&mut object)?;
-        let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
-        Ok(Self {
-            planner: Planner::new(snapshot.capacities).at_hertz(clock.hertz),
-            attached: Attached::new(pins.join("links")),
-            sizes,
-            object,
-            tables,
-            uplinks: Vec::new(),
-            netlink: Netlink::open()?,
-            namespaces: Namespaces::default(),
-            findings: BTreeMap::new(),
-            gro_changes: Vec::new(),
-            followed: BTreeMap::new(),
-            away: BTreeMap::new(),
-            listed_to: None,
-            opaque: OpaqueEndpoints::new(),
-            pending: VecDeque::new(),
-            gone_traffic: BTreeMap::new(),
-            gone_total: Traffic::default(),
-            written: Instant::now(),
-            clock,
-            sweeper: Sweeper::default(),
-            started: Instant::now(),
-            refusal: None,
-            waiting: None,
-            _lock: lock,
-            _pin_directory: pin_directory,
-            snapshot,
-        })
-    }
-
     async fn serve(
         &mut self,
         monitor: Monitor,
@@ -328,48 +263,8 @@ impl Engine {
         }
         Ok(left)
     }
-
-    /// Takes down everything that the agent has made.
-    fn stop(&mut self) {
-        self.detach_uplinks();
-        for ifindex in self.attached.interfaces() {
-            self.attached.detach(ifindex);
-        }
-        self.withdraw_all_vips();
-        self.restore_gro();
-        if let Err(error) = bpffs::remove(&self.snapshot.pin_directory) {
-            warn!(%error, path = %self.snapshot.pin_directory.display(), "cannot remove the pins");
-        }
-        let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));
-        info!("stopped; nothing is left attached");
-    }
 }
 
 fn cannot_write(error: &anyhow::Error) -> String {
     format!("cannot write to the maps: {error:#}")
-}
-
-fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {
-    let address = |v4: bool| snapshot.node_addresses.iter().find(|a| a.is_ipv4() == v4).copied().map(IpAddr::into);
-    Settings {
-        abi_version: ABI_VERSION,
-        uplink: 0,
-        maglev_seed: maglev::CLUSTER_SEED,
-        // Random in each process, so that nobody outside can aim at a bucket.
-        table_seed: std::collections::hash_map::RandomState::new().build_hasher().finish(),
-        node_v4: address(true).unwrap_or_default(),
-        node_v6: address(false).unwrap_or_default(),
-        limits: limits(&snapshot.limits, hertz),
-        route_lifetime: hertz,
-        // As long as ids and ranges rest before they are given out again.
-        fragment_lifetime: hertz,
-        route_epoch: 1,
-    }
-}
-
-fn limits(limits: &Limits, hertz: u64) -> [Limit; 3] {
-    [limits.refusals, limits.echo_replies, limits.icmp_errors].map(|per_second| {
-        let burst = u64::from(per_second) * TOKEN;
-        Limit { burst, per_jiffy: burst / hertz }
-    })
 }

@@ -74,7 +74,9 @@ impl Engine {
             .iter()
             .flat_map(|service| service.backends.iter().map(|backend| (backend.address, service.rung)))
             .filter(|pod| !self.findings.contains_key(pod))
-            .map(|(address, _)| format!("{address}: its interface is looked for, and its rung tested, when it is applied"))
+            .map(|(address, _)| {
+                format!("{address}: its interface is looked for, and its rung tested, when it is applied")
+            })
             .collect();
         unknown.sort();
         unknown.dedup();

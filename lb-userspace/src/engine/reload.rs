@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Engine, settings};
+use super::{Engine, start::settings};
 use crate::{
     config::{
         ConfigError,
@@ -97,7 +97,8 @@ impl Source {
         if let Some(watch) = self.watch.take() {
             // SAFETY: the watch keeps its descriptor open and unchanged for as long as it lives.
             let signs = unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) };
-            self.signs = signs.inspect_err(|error| warn!(%error, "the configuration file is looked at each second")).ok();
+            self.signs =
+                signs.inspect_err(|error| warn!(%error, "the configuration file is looked at each second")).ok();
         }
         let due = self.settling.poll_timeout();
         let rest = async {

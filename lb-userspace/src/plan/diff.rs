@@ -146,7 +146,8 @@ pub fn diff(planner: &Planner, before: &Snapshot, after: &Snapshot, places: &Pla
     let mut diff = Diff { settings: settings(before, after), uplinks: uplinks(before, after), ..Diff::default() };
     if before.capacities != after.capacities {
         // A plan for other sizes would be one for other maps.
-        diff.notes.push("slots and writes are not known: they follow from the sizes that the maps will have".to_owned());
+        diff.notes
+            .push("slots and writes are not known: they follow from the sizes that the maps will have".to_owned());
         diff.services = services(planner, planner, before, after);
         return diff;
     }
@@ -154,7 +155,8 @@ pub fn diff(planner: &Planner, before: &Snapshot, after: &Snapshot, places: &Pla
     let planned = next.plan_in_stages(after, places, now).and_then(|stage| match stage {
         Stage::Whole(ops) => Ok(ops),
         Stage::Part(mut ops, PlanError::Full { what, .. }) => {
-            diff.notes.push(format!("in two steps, {} s apart: {what} takes the place of one that goes", GRACE.as_secs()));
+            diff.notes
+                .push(format!("in two steps, {} s apart: {what} takes the place of one that goes", GRACE.as_secs()));
             let rested = now + 2 * GRACE;
             next.retire(rested);
             ops.extend(next.plan(after, places, rested)?);

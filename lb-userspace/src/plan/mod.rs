@@ -1,5 +1,6 @@
 //! From what is wanted and what is installed to what must be written: pure.
 
+pub mod adopt;
 pub mod diff;
 pub mod history;
 pub mod ids;
@@ -7,5 +8,6 @@ pub mod maglev;
 pub mod ops;
 pub mod planner;
 pub mod ranges;
+pub mod rebuild;
 pub mod room;
 pub mod service;

@@ -22,7 +22,11 @@ fn sample() -> Diff {
         settings: vec![setting("sessionAffinity", "None", "ClientIP for 60 s")],
         backends: vec![
             BackendChange { address: pod(3), change: Change::Added, settings: vec![setting("weight", "1", "2")] },
-            BackendChange { address: pod(1), change: Change::Changed, settings: vec![setting("drain", "false", "true")] },
+            BackendChange {
+                address: pod(1),
+                change: Change::Changed,
+                settings: vec![setting("drain", "false", "true")],
+            },
             BackendChange { address: pod(2), change: Change::Removed, settings: Vec::new() },
         ],
         slots: Some(SlotChange {
@@ -129,5 +133,8 @@ fn the_example_of_the_reference_is_what_the_planner_gives() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
     let reference = std::fs::read_to_string(file).unwrap();
     let shown = render(&diff, false);
-    assert!(reference.contains(&format!("$ sluice diff new.yaml\n{shown}```")), "docs/configuration.md must have\n{shown}");
+    assert!(
+        reference.contains(&format!("$ sluice diff new.yaml\n{shown}```")),
+        "docs/configuration.md must have\n{shown}"
+    );
 }

@@ -72,7 +72,8 @@ f.yaml:2:10: the list `uplinks` is empty; write 1 to 16 entries
 #[test]
 fn a_long_line_is_cut_around_the_place_and_commands_no_terminal() {
     let ports: Vec<String> = (1..2000).map(|port| port.to_string()).collect();
-    let line = format!("  - {{ name: a, vip: 198.51.100.1, protocol: TCP, ports: [{}, 70000, 3000] }}", ports.join(", "));
+    let line =
+        format!("  - {{ name: a, vip: 198.51.100.1, protocol: TCP, ports: [{}, 70000, 3000] }}", ports.join(", "));
     let shown = parse("f", &with_services(&format!("{line}\n"))).unwrap_err().with_excerpts();
     let [_, excerpt, mark] = shown.lines().collect::<Vec<_>>()[..] else { panic!("{shown}") };
     assert!(excerpt.chars().count() < 120, "{excerpt}");

@@ -123,7 +123,9 @@ impl Watch {
             let mut watched = HashMap::new();
             for (directory, name) in &way {
                 // One that has just gone is heard of by the one above, or by the file's version.
-                let Some(watch) = gone_is_none(inotify::add_watch(&self.inotify, directory, DIRECTORY))? else { continue };
+                let Some(watch) = gone_is_none(inotify::add_watch(&self.inotify, directory, DIRECTORY))? else {
+                    continue;
+                };
                 let entry = watched.entry(watch).or_insert_with(|| Watched::Directory(directory.clone(), Vec::new()));
                 if let Watched::Directory(_, names) = entry {
                     names.push(name.clone());

@@ -74,7 +74,9 @@ pub fn read(path: &Path) -> Reading {
             Reading { version, outcome, snapshot: Err(refusal) }
         }
         Ok((bytes, true)) => Reading { version, outcome: Outcome::Whole, snapshot: parse_bytes(&name, &bytes) },
-        Ok((_, false)) => Reading { version, outcome: Outcome::Changing, snapshot: Err(ConfigError::Changing { name }) },
+        Ok((_, false)) => {
+            Reading { version, outcome: Outcome::Changing, snapshot: Err(ConfigError::Changing { name }) }
+        }
     }
 }
 

@@ -5,12 +5,8 @@ const CAPACITIES: Capacities =
     Capacities { services: 4, backends: 16, maglev_slots: 1 << 14, bypasses: 1, flows: 4, fragments: 8 };
 
 fn service(last: u8, backends: &[(u8, u16)]) -> Service {
-    let backend = |&(last, weight): &(u8, u16)| Backend {
-        address: [10, 0, 0, last].into(),
-        port: 80,
-        weight,
-        drain: false,
-    };
+    let backend =
+        |&(last, weight): &(u8, u16)| Backend { address: [10, 0, 0, last].into(), port: 80, weight, drain: false };
     Service {
         name: format!("service-{last}"),
         vip: [198, 51, 100, last].into(),

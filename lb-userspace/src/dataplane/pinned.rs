@@ -1,0 +1,105 @@
+//! What an earlier agent has left pinned, and whether this one may adopt it.
+
+use std::path::Path;
+
+use aya::maps::{Array, Map, MapData, MapInfo};
+use lb_common::{
+    abi::ABI_VERSION,
+    agent::{About, FLOW_FORMAT, MAGIC},
+};
+
+use super::{
+    DataPlaneError, bpffs,
+    object::{CALLS, EARLIER, Shapes},
+};
+
+/// The map that says which data plane the others are.
+const ABOUT: &str = "about";
+
+/// What is pinned.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Left {
+    /// Nothing, or what a start that was cut short has made: nothing has led there.
+    Nothing,
+    /// The data plane of an agent of this ABI and of these capacities.
+    Same,
+    /// The data plane of another one, and how it differs.
+    Other {
+        /// What it says of itself, where it says anything.
+        about: Option<About>,
+        /// In words.
+        how: String,
+    },
+}
+
+/// Looks at the maps that are pinned in a directory, without changing anything.
+///
+/// # Errors
+/// Where there are pins that no agent makes.
+pub fn look(maps: &Path, wanted: &Shapes) -> Result<Left, DataPlaneError> {
+    let foreign = |path: &Path, what: String| DataPlaneError::ForeignPin { path: path.to_path_buf(), what };
+    let pins = bpffs::entries(maps).map_err(|source| DataPlaneError::PinDirectory {
+        path: maps.to_path_buf(),
+        what: "looking at what is pinned",
+        source,
+        advice: "",
+    })?;
+    let Some(about) = about(maps)? else {
+        // An agent before ABI 2 said nothing of itself.
+        let is_old = pins.iter().any(|pin| pin.ends_with("services")) && !pins.iter().any(|pin| pin.ends_with(ABOUT));
+        return Ok(match is_old {
+            true => Left::Other { about: None, how: "its ABI is older than 2".into() },
+            false => Left::Nothing,
+        });
+    };
+    if about.abi_version != ABI_VERSION {
+        let how = format!("its ABI is {}, this agent's is {ABI_VERSION}", about.abi_version);
+        return Ok(Left::Other { about: Some(about), how });
+    }
+    let mut differ = Vec::new();
+    if about.flow_format != FLOW_FORMAT {
+        differ.push(format!("its flows are of format {}, this agent's are of {FLOW_FORMAT}", about.flow_format));
+    }
+    for (name, wanted) in wanted.iter().filter(|(name, _)| !CALLS.iter().chain(&EARLIER).any(|other| other == name)) {
+        let path = maps.join(name);
+        let info =
+            MapInfo::from_pin(&path).map_err(|error| foreign(&path, format!("cannot be read as a map: {error}")))?;
+        if [info.key_size(), info.value_size()] != wanted[..2] {
+            let [key, value, _] = wanted;
+            let (other_key, other_value) = (info.key_size(), info.value_size());
+            return Err(foreign(
+                &path,
+                format!(
+                    "keys and values have {other_key} and {other_value} bytes, not {key} and {value} as in ABI {ABI_VERSION}"
+                ),
+            ));
+        }
+        if info.max_entries() != wanted[2] {
+            differ.push(format!("{name} has room for {}, not for {}", info.max_entries(), wanted[2]));
+        }
+    }
+    Ok(match differ.is_empty() {
+        true => Left::Same,
+        false => Left::Other { about: Some(about), how: differ.join(", ") },
+    })
+}
+
+/// What the maps say of themselves; `None` where they are not complete, or there are none.
+fn about(maps: &Path) -> Result<Option<About>, DataPlaneError> {
+    let path = maps.join(ABOUT);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let foreign = |what: String| DataPlaneError::ForeignPin { path: path.clone(), what };
+    let info = MapInfo::from_pin(&path).map_err(|error| foreign(format!("cannot be read as a map: {error}")))?;
+    if info.value_size() as usize != size_of::<About>() {
+        return Err(foreign(format!("its value has {} bytes, not {}", info.value_size(), size_of::<About>())));
+    }
+    let data = MapData::from_pin(&path)?;
+    let about = Array::<_, About>::try_from(Map::Array(data))?.get(&0, 0)?;
+    match about.magic {
+        MAGIC => Ok(Some(about)),
+        0 => Ok(None),
+        other => Err(foreign(format!("it begins with {other:#x}, not with {MAGIC:#x}"))),
+    }
+}
