@@ -19,6 +19,8 @@ pub use socket::{Answer, FetchError, Question, Socket, fetch, fetch_diff, serve}
 
 /// The status socket in the run directory.
 pub const SOCKET_NAME: &str = "status.sock";
+/// The same while the agent starts.
+pub const SOCKET_UNREADY_NAME: &str = "status.new";
 
 /// The agent's whole state, as far as an operator can use it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

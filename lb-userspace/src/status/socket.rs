@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::Status;
+use super::{SOCKET_UNREADY_NAME, Status};
 use crate::{failure::in_run_directory, plan::diff::Diff};
 
 /// Largest answer that a client takes: services and backends at their largest capacities.
@@ -205,7 +205,7 @@ impl Socket {
     pub fn make(path: &Path) -> anyhow::Result<Self> {
         let failed = |error| in_run_directory(error, "make the status socket", path);
         // Between bind and chmod anybody could connect, so that happens under another name.
-        let unready = path.with_extension("new");
+        let unready = path.with_file_name(SOCKET_UNREADY_NAME);
         match fs::remove_file(&unready) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
