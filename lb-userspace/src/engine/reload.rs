@@ -173,7 +173,7 @@ impl Engine {
         Ok(())
     }
 
-    fn take_over(&mut self) -> Result<()> {
+    pub(super) fn take_over(&mut self) -> Result<()> {
         let new = settings(&self.snapshot, self.clock.hertz);
         self.tables.change_settings(|settings| {
             (settings.node_v4, settings.node_v6) = (new.node_v4, new.node_v6);

@@ -381,6 +381,7 @@ fn count(op: &MapOp, writes: &mut BTreeMap<String, u64>) {
         MapOp::SetService { .. } | MapOp::RemoveService { .. } => ("services", 1),
         MapOp::SetVip { .. } => ("vips", 1),
         MapOp::ClearBackendCounters { .. } => ("backend_counters", 1),
+        MapOp::SetMember { .. } => ("members", 1),
     };
     *writes.entry(map.to_owned()).or_default() += entries as u64;
 }
