@@ -12,6 +12,25 @@ pub fn describe(error: &anyhow::Error) -> String {
     text
 }
 
+/// What failed in the run directory, and what to do about it.
+pub fn in_run_directory(error: std::io::Error, what: &str, path: &std::path::Path) -> anyhow::Error {
+    use std::io::ErrorKind;
+    let advice = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free blocks or inodes there (`df`, `df -i`), or set runDirectory to a directory on another file system"
+        }
+        ErrorKind::ReadOnlyFilesystem => "remount it read-write, or set runDirectory to a directory that is writable",
+        ErrorKind::PermissionDenied => {
+            "run as root, or set runDirectory to a directory that the agent's user may write to"
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "a file is in the way: remove it, or set another runDirectory"
+        }
+        _ => "see the path and its permissions, or set another runDirectory",
+    };
+    anyhow::anyhow!("cannot {what} {}: {error}; {advice}", path.display())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;

@@ -1,7 +1,7 @@
 //! What the agent says about itself: one document, as JSON for programs and as a table for people.
 //!
-//! The agent answers every connection to its status socket with a [`Status`] as JSON and closes. Nothing is read from
-//! the client, so there is nothing to attack but the answer's length.
+//! The agent answers who connects to its status socket, and says nothing, with a [`Status`] as JSON, and closes. What may be
+//! asked beside that stands in [`Question`]; nothing that is asked changes anything.
 
 mod render;
 mod socket;
@@ -18,10 +18,12 @@ use crate::{
 };
 
 pub use render::render_table;
-pub use socket::{FetchError, bind, fetch, serve};
+pub use socket::{Answer, FetchError, Question, Socket, fetch, fetch_diff, serve};
 
 /// The status socket in the run directory.
 pub const SOCKET_NAME: &str = "status.sock";
+/// The same while the agent starts.
+pub const SOCKET_UNREADY_NAME: &str = "status.new";
 
 /// The agent's whole state, as far as an operator can use it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -157,6 +157,17 @@ impl Agent {
         self.process.wait(READY_LIMIT).map(drop)
     }
 
+    /// Sends SIGHUP, whatever stands in the configuration's place.
+    pub fn hangup(&mut self) -> Result<()> {
+        self.process.signal(libc::SIGHUP)
+    }
+
+    /// The command `sluice`, for other things than the agent.
+    #[must_use]
+    pub fn sluice(&self) -> Command {
+        Command::new(&self.binary)
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -1,5 +1,6 @@
 //! The command line: what there is to say ([`Cli`]) and who is called ([`run`]).
 
+mod diff;
 #[cfg(test)]
 mod tests;
 
@@ -33,9 +34,10 @@ Examples:
   sluice check /etc/sluice/sluice.yaml             say what is wrong with a configuration
   sluice preflight --config /etc/sluice/sluice.yaml  say what of this node stands in an agent's way
   sluice agent --config /etc/sluice/sluice.yaml    balance
+  sluice diff /etc/sluice/sluice.yaml              see what the agent would change with it
   sluice status                                    see what the agent does
 
-Exit status: 0 success, 1 failure, 2 wrong usage."
+Exit status: 0 success, 1 failure, 2 wrong usage; `sluice diff`: 3 where there are differences."
 )]
 pub struct Cli {
     /// What to do.
@@ -76,6 +78,26 @@ Examples:
 Example:
   sluice check sluice.yaml && systemctl reload sluice")]
     Check(CheckArgs),
+    /// Show what the agent of this node would change if its configuration were this file, without doing it.
+    ///
+    /// Asks the running agent, which plans the change and writes nothing: services, backends, Maglev slots and whom they
+    /// move from and to, uplinks, settings, and how many entries of which map would be written. What is known only once it
+    /// is done, such as how a pod is reached that the agent has not seen yet, is said.
+    #[command(after_help = "\
+Exit status: 0 no differences, 3 differences, 1 failure or a file that would be refused, 2 wrong usage.
+
+Examples:
+  sluice diff new.yaml
+  sluice diff new.yaml -o json | jq '.services[] | {name, moved: .slots.moved}'
+  sluice diff new.yaml; [ $? -eq 3 ] && mv new.yaml /etc/sluice/sluice.yaml")]
+    Diff(DiffArgs),
+    /// Print the JSON schema of the configuration file, for editors and other programs.
+    #[command(after_help = "\
+Example:
+  sluice schema > sluice.schema.json
+and in the first line of the configuration, for editors with the YAML language server:
+  # yaml-language-server: $schema=sluice.schema.json")]
+    Schema,
     /// Remove everything that agents have made on this node: programs, maps, pins; and put back what they have changed.
     ///
     /// Traffic to VIPs ends with it, and so do sessions through VIPs. The agent must have ended; whether it was stopped,
@@ -137,6 +159,23 @@ pub struct CheckArgs {
     /// Configuration file.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// Arguments of `sluice diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// Proposed configuration file.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How the differences are written: for people, or for programs.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Socket of the agent [default: status.sock in the runDirectory of FILE].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Whether the table is coloured; `auto`: in a terminal, unless NO_COLOR is set.
+    #[arg(long, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
 }
 
 /// Arguments of `sluice detach`.
@@ -210,6 +249,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 
 /// Does what `cli` says.
 pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
+    let mut found = ExitCode::SUCCESS;
     let done = match cli.command {
         Command::Agent(args) => {
             start_log(args.log_format, &args.log_level);
@@ -217,11 +257,16 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
         }
         Command::Status(args) => show_status(&args).and_then(|text| print(&text)),
         Command::Check(args) => check(&args.file).and_then(|text| print(&text)),
+        Command::Diff(args) => diff::ask(&args).and_then(|(diff, text)| {
+            found = diff::exit_code(&diff);
+            print(&text)
+        }),
+        Command::Schema => print(&config::schema_text()),
         Command::Detach(args) => detach(&args, actions),
         Command::Preflight(args) => look_at_node(&args),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => found,
         Err(error) => {
             // Nothing is left to do where standard error is gone too.
             let _ = writeln!(io::stderr(), "{}", complaint(&error));
@@ -233,7 +278,7 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
 /// A refused configuration is a list of places, which an editor can follow if nothing stands before them.
 fn complaint(error: &anyhow::Error) -> String {
     match error.downcast_ref::<config::ConfigError>() {
-        Some(refused) => refused.to_string(),
+        Some(refused) => refused.with_excerpts(),
         None if error.is::<status::FetchError>() => format!("sluice: {error}"),
         None => format!("sluice: {}", failure::describe(error)),
     }

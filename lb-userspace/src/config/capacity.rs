@@ -11,25 +11,25 @@ use crate::{
 };
 
 /// A service and its tables cost the agent about 1 KiB; more than this is not a balancer of one node any more.
-const SERVICES_MAX: u32 = 1 << 16;
+pub(super) const SERVICES_MAX: u32 = 1 << 16;
 /// Every backend is four times 64 bytes of a preallocated array; the pods of a cluster of the largest supported size fit.
-const BACKENDS_MAX: u32 = 1 << 20;
+pub(super) const BACKENDS_MAX: u32 = 1 << 20;
 /// The smallest table and the second range that a change of it needs.
-const MAGLEV_SLOTS_MIN: u32 = 2 * TABLE_SLOTS_MIN;
+pub(super) const MAGLEV_SLOTS_MIN: u32 = 2 * TABLE_SLOTS_MIN;
 /// 4 bytes each: 1 GiB.
-const MAGLEV_SLOTS_MAX: u32 = 1 << 28;
+pub(super) const MAGLEV_SLOTS_MAX: u32 = 1 << 28;
 /// A hash entry is about 80 bytes: 1.3 GiB.
-const BYPASSES_MAX: u32 = 1 << 24;
+pub(super) const BYPASSES_MAX: u32 = 1 << 24;
 /// One set of the 4-way cache.
-const FLOWS_MIN: u32 = 4;
+pub(super) const FLOWS_MIN: u32 = 4;
 /// 32 bytes each: 2 GiB.
-const FLOWS_MAX: u32 = 1 << 26;
+pub(super) const FLOWS_MAX: u32 = 1 << 26;
 /// One set of the 8-way table.
-const FRAGMENTS_MIN: u32 = 8;
+pub(super) const FRAGMENTS_MIN: u32 = 8;
 /// 64 bytes each: 1 GiB.
-const FRAGMENTS_MAX: u32 = 1 << 24;
+pub(super) const FRAGMENTS_MAX: u32 = 1 << 24;
 /// Per CPU and second; above it the answers are a flood of their own.
-const LIMIT_MAX: u32 = 1_000_000;
+pub(super) const LIMIT_MAX: u32 = 1_000_000;
 
 /// Slots of the smallest Maglev table.
 const TABLE_SLOTS_MIN: u32 = 128;

@@ -5,19 +5,24 @@
 //! `docs/configuration.md` is the reference of the keys; a test compares it with [`raw`].
 
 mod capacity;
+mod kinds;
 mod problem;
 mod raw;
 mod scalar;
+mod schema;
 mod service;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod validate;
+pub mod watch;
 mod yaml;
 
 use std::{fs::File, io::Read, path::Path};
 
 pub use capacity::maglev_slots;
 pub use problem::{ConfigError, Position, Problem};
+pub use schema::{Key, keys, schema, schema_text};
 
 use crate::model::Snapshot;
 
@@ -30,8 +35,13 @@ pub const PIN_DIRECTORY_DEFAULT: &str = "/sys/fs/bpf/sluice";
 /// Where the lock file and the status socket are unless the file says otherwise.
 pub const RUN_DIRECTORY_DEFAULT: &str = "/run/sluice";
 
-/// Reads and validates a configuration file.
+/// Reads and validates a configuration file, which may also be a pipe. The agent's is read by [`watch`].
 pub fn load(path: &Path) -> Result<Snapshot, ConfigError> {
+    parse_bytes(&path.display().to_string(), &load_bytes(path)?)
+}
+
+/// The text of a configuration file, which may also be a pipe.
+pub fn load_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let name = path.display().to_string();
     let unreadable = |cause| ConfigError::Unreadable { name: name.clone(), cause };
     let file = File::open(path).map_err(unreadable)?;
@@ -44,14 +54,23 @@ pub fn load(path: &Path) -> Result<Snapshot, ConfigError> {
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(ConfigError::TooLarge { name });
     }
-    match str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text),
-        Err(error) => Err(ConfigError::refused(&name, vec![problem::not_utf8(&bytes[..error.valid_up_to()])])),
+    Ok(bytes)
+}
+
+/// Validates the bytes of a configuration file. `name` is what messages call the file.
+pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Snapshot, ConfigError> {
+    match str::from_utf8(bytes) {
+        Ok(text) => parse(name, text),
+        Err(error) => {
+            let valid = &bytes[..error.valid_up_to()];
+            Err(ConfigError::refused(name, &String::from_utf8_lossy(bytes), vec![problem::not_utf8(valid)]))
+        }
     }
 }
 
 /// Validates the text of a configuration file. `name` is what messages call the file.
 pub fn parse(name: &str, text: &str) -> Result<Snapshot, ConfigError> {
-    let raw = yaml::read(text).map_err(|problem| ConfigError::refused(name, vec![problem]))?;
-    validate::validate(&raw).map_err(|problems| ConfigError::refused(name, problems))
+    let refused = |problems| ConfigError::refused(name, text, problems);
+    let raw = yaml::read(text).map_err(refused)?;
+    validate::validate(&raw).map_err(refused)
 }

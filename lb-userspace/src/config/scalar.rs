@@ -143,8 +143,8 @@ impl Scalar {
         Err(self.problem(format!("{key} {} is unknown", quote(&self.text)), advice))
     }
 
-    /// An absolute path without `..`, of at most `bytes_max` bytes.
-    pub(super) fn directory(&self, key: &str, bytes_max: usize) -> Result<PathBuf, Problem> {
+    /// An absolute path without `..`, of at most `bytes_max` bytes; `why` not more.
+    pub(super) fn directory(&self, key: &str, bytes_max: usize, why: &str) -> Result<PathBuf, Problem> {
         let path = PathBuf::from(&self.text);
         let shown = quote(&self.text);
         if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
@@ -153,7 +153,7 @@ impl Scalar {
         }
         if self.text.contains('\0') || self.text.len() > bytes_max {
             let what = format!("{key} {shown} has {} bytes", self.text.len());
-            return Err(self.problem(what, format!("write a path of at most {bytes_max} bytes without NUL")));
+            return Err(self.problem(what, format!("write a path of at most {bytes_max} bytes without NUL: {why}")));
         }
         Ok(path)
     }

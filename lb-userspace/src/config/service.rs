@@ -23,24 +23,24 @@ use crate::{
 /// Largest weight. With the smallest it bounds a table to a thousand times what equal weights need.
 pub(super) const WEIGHT_MAX: u16 = 1000;
 /// Weight of a backend that names none.
-const WEIGHT_DEFAULT: u16 = 1;
+pub(super) const WEIGHT_DEFAULT: u16 = 1;
 /// A Kubernetes name; with its namespace, twice that would do as well.
-const NAME_BYTES_MAX: usize = 253;
+pub(super) const NAME_BYTES_MAX: usize = 253;
 /// Ports of one entry; each is a service with a table of its own.
-const PORTS_MAX: usize = 4096;
+pub(super) const PORTS_MAX: usize = 4096;
 /// Backends of one entry: as many owners as a Maglev table tells apart.
-const BACKENDS_MAX: usize = maglev::NO_OWNER as usize;
+pub(super) const BACKENDS_MAX: usize = maglev::NO_OWNER as usize;
 
 /// How long a client keeps its backend, in seconds: what Kubernetes allows (`ClientIPConfig.timeoutSeconds`).
-const AFFINITY_SECONDS: RangeInclusive<u32> = 1..=86_400;
+pub(super) const AFFINITY_SECONDS: RangeInclusive<u32> = 1..=86_400;
 /// The same where nothing is said.
-const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
+pub(super) const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
 
-const AFFINITIES: [(&str, bool); 2] = [("None", false), ("ClientIP", true)];
-const PROTOCOLS: [(&str, Protocol); 2] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
-const REPLIES: [(&str, ReplyMode); 3] =
+pub(super) const AFFINITIES: [(&str, bool); 2] = [("None", false), ("ClientIP", true)];
+pub(super) const PROTOCOLS: [(&str, Protocol); 2] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
+pub(super) const REPLIES: [(&str, ReplyMode); 3] =
     [("static", ReplyMode::Static), ("recorded", ReplyMode::Recorded), ("none", ReplyMode::None)];
-const RUNGS: [(&str, Option<Rung>); 5] = [
+pub(super) const RUNGS: [(&str, Option<Rung>); 5] = [
     ("auto", None),
     ("redirect", Some(Rung::Redirect)),
     ("peer", Some(Rung::Peer)),

@@ -7,6 +7,8 @@ use super::*;
 use crate::model::{Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, XdpModeChoice};
 
 mod direct;
+mod schema;
+mod shape;
 
 /// Stands before a value that is refused; not part of the file.
 const MARK: char = '▶';
@@ -430,9 +432,12 @@ services: []
         "node: { addresses: ▶[] }\nuplinks: ▶[]\nservices: []\n",
         &["the list `addresses` is empty; write 1 to 64 entries", "the list `uplinks` is empty; write 1 to 16 entries"],
     );
-    let long = format!("/run/{}", "s".repeat(100));
+    let long = format!("/run/{}", "s".repeat(91));
     let found = problems(&format!("{HEAD}runDirectory: {long}\nservices: []\n"));
-    assert_eq!(found[0].advice, "write a path of at most 95 bytes without NUL");
+    assert_eq!((found.len(), found[0].position), (1, Position { line: 3, column: 15 }));
+    let advice = "write a path of at most 95 bytes without NUL: a socket is made in it, and the path of a socket has at most 107";
+    assert_eq!(found[0].advice, advice);
+    taken(&format!("{HEAD}runDirectory: {}\nservices: []\n", &long[..95]));
 }
 
 #[test]
@@ -577,13 +582,7 @@ fn repository_file(path: &str) -> String {
 }
 
 #[test]
-fn the_sample_is_valid() {
-    let snapshot = taken(&repository_file("deploy/samples/standalone.yaml"));
-    assert!(snapshot.services.len() > 3);
-}
-
-#[test]
-fn every_example_of_the_reference_is_valid_and_every_key_is_in_its_tables() {
+fn every_example_of_the_reference_is_valid() {
     let reference = repository_file("docs/configuration.md");
     let examples: Vec<&str> = reference
         .split("```yaml\n")
@@ -593,8 +592,5 @@ fn every_example_of_the_reference_is_valid_and_every_key_is_in_its_tables() {
     assert!(!examples.is_empty());
     for example in examples {
         taken(example);
-    }
-    for key in yaml::keys() {
-        assert!(reference.contains(&format!("| `{key}` |")), "docs/configuration.md does not document `{key}`");
     }
 }

@@ -21,31 +21,36 @@ use crate::{
 };
 
 /// `IFNAMSIZ` with its NUL (include/uapi/linux/if.h).
-const INTERFACE_BYTES_MAX: usize = 15;
+pub(super) const INTERFACE_BYTES_MAX: usize = 15;
 /// `PATH_MAX`, less what is appended for the name of a map.
-const PIN_DIRECTORY_BYTES_MAX: usize = 3840;
+pub(super) const PIN_DIRECTORY_BYTES_MAX: usize = 3840;
 /// `sun_path` of unix(7) with its NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// What the socket's name leaves of that.
+pub(super) const RUN_DIRECTORY_BYTES_MAX: usize = SOCKET_PATH_BYTES_MAX - SOCKET_NAME.len() - 1;
 /// Addresses of one node; each is compared with each VIP on the packet's path to the kernel.
-const NODE_ADDRESSES_MAX: usize = 64;
+pub(super) const NODE_ADDRESSES_MAX: usize = 64;
 
-const MODES: [(&str, XdpModeChoice); 3] =
+pub(super) const MODES: [(&str, XdpModeChoice); 3] =
     [("auto", XdpModeChoice::Auto), ("native", XdpModeChoice::Native), ("generic", XdpModeChoice::Generic)];
 
 pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
     let mut problems = Vec::new();
     let nodes = node_addresses(raw.node.as_ref(), &mut problems);
     let uplinks = uplinks(raw.uplinks.as_ref(), &mut problems);
-    let run_bytes_max = SOCKET_PATH_BYTES_MAX - SOCKET_NAME.len() - 1;
-    let mut directory = |value: &Option<Scalar>, key, otherwise: &str, bytes_max| match value {
+    let mut directory = |value: &Option<Scalar>, key, otherwise: &str, bytes_max, why| match value {
         None => PathBuf::from(otherwise),
-        Some(value) => value.directory(key, bytes_max).unwrap_or_else(|problem| {
+        Some(value) => value.directory(key, bytes_max, why).unwrap_or_else(|problem| {
             problems.push(problem);
             PathBuf::new()
         }),
     };
-    let pin_directory = directory(&raw.pin_directory, "pinDirectory", PIN_DIRECTORY_DEFAULT, PIN_DIRECTORY_BYTES_MAX);
-    let run_directory = directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, run_bytes_max);
+    let why = "names of maps are appended";
+    let pin_directory =
+        directory(&raw.pin_directory, "pinDirectory", PIN_DIRECTORY_DEFAULT, PIN_DIRECTORY_BYTES_MAX, why);
+    let why = "a socket is made in it, and the path of a socket has at most 107";
+    let run_directory =
+        directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, RUN_DIRECTORY_BYTES_MAX, why);
     let limits = capacity::limits(raw.limits.as_ref(), &mut problems);
     let unsized_problems = problems.len();
     let capacities = capacity::capacities(raw.capacities.as_ref(), &mut problems);

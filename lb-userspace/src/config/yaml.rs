@@ -6,20 +6,21 @@ use super::{
     problem::{Position, Problem},
     raw::RawConfig,
     scalar::{nearest, position, quote},
+    shape,
 };
 
 /// Values, keys and lists of one file: twice what the longest one that is read has.
 const NODES_MAX: usize = 16 << 20;
 
-pub(super) fn read(text: &str) -> Result<RawConfig, Problem> {
+pub(super) fn read(text: &str) -> Result<RawConfig, Vec<Problem>> {
     let parsed: Spanned<Option<RawConfig>> =
-        serde_saphyr::from_str_with_options(text, options()).map_err(|error| problem(&error))?;
+        serde_saphyr::from_str_with_options(text, options()).map_err(|error| problems(text, &error))?;
     parsed.value.ok_or_else(|| {
-        Problem::new(
+        vec![Problem::new(
             Position::START,
             "the file holds no configuration",
             "write at least node, uplinks and services; deploy/samples/standalone.yaml is a start",
-        )
+        )]
     })
 }
 
@@ -33,6 +34,18 @@ fn options() -> Options {
         // Ours quotes the value; the parser's copy of the surrounding lines would only be thrown away.
         with_snippet: false,
     }
+}
+
+/// The parser stops at the first thing that is wrong. Where that is a matter of shape, the others are looked for.
+fn problems(text: &str, error: &Error) -> Vec<Problem> {
+    let first = problem(error);
+    let is_shape = matches!(
+        error.without_snippet(),
+        Error::SerdeUnknownField { .. } | Error::Unexpected { .. } | Error::AliasError { .. }
+    );
+    let all = if is_shape { shape::problems(text, options()) } else { Vec::new() };
+    // What only the parser sees, as a value behind an alias, is told by it.
+    if all.iter().any(|one| one.position == first.position) { all } else { vec![first] }
 }
 
 fn problem(error: &Error) -> Problem {
@@ -53,9 +66,9 @@ fn problem(error: &Error) -> Problem {
         ),
         Error::Unexpected { expected, .. } => {
             let (wanted, advice) = match *expected {
-                "mapping start" => ("keys with values", "write `key: value` lines, indented below the key"),
-                "sequence start" => ("a list", "write [a, b], or lines that start with `- `"),
-                "string scalar" => ("a single value", "write the value behind the key, without a list or keys"),
+                "mapping start" => shape::KEYS,
+                "sequence start" => shape::LIST,
+                "string scalar" => shape::SINGLE,
                 other => (other, "see docs/configuration.md for the shape of this key"),
             };
             refused(format!("wrong type: {wanted} must stand here"), advice.to_owned())
@@ -85,29 +98,4 @@ fn syntax(error: &Error) -> String {
         Some(end) => message[..end].to_owned(),
         None => message,
     }
-}
-
-/// The path of every key, in the notation of the reference. The parser's own list: it cannot fall behind.
-#[cfg(test)]
-pub(super) fn keys() -> Vec<String> {
-    use serde::de::DeserializeOwned;
-
-    use super::raw::{RawBackend, RawCapacities, RawLimits, RawNode, RawService, RawUplink};
-
-    fn of<T: DeserializeOwned + std::fmt::Debug>(prefix: &str) -> Vec<String> {
-        match serde_saphyr::from_str::<T>("no such key: 0").expect_err("unknown keys are refused").without_snippet() {
-            Error::SerdeUnknownField { expected, .. } => expected.iter().map(|key| format!("{prefix}{key}")).collect(),
-            other => panic!("{other}"),
-        }
-    }
-    [
-        of::<RawConfig>(""),
-        of::<RawNode>("node."),
-        of::<RawUplink>("uplinks[]."),
-        of::<RawCapacities>("capacities."),
-        of::<RawLimits>("limits."),
-        of::<RawService>("services[]."),
-        of::<RawBackend>("services[].backends[]."),
-    ]
-    .concat()
 }

@@ -333,7 +333,7 @@ fn unmount(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn scratch(name: &str) -> std::path::PathBuf {
+    fn scratch(name: &str) -> PathBuf {
         let directory = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         directory

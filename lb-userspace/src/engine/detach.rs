@@ -43,7 +43,7 @@ pub fn run(pins: &Path, run_directory: &Path, tell: &mut dyn FnMut(&str)) -> Res
         None => withdraw_vips(tell)?,
     }
     if lock.is_some() {
-        for name in [status::SOCKET_NAME, "lock"] {
+        for name in [status::SOCKET_NAME, status::SOCKET_UNREADY_NAME, "lock"] {
             let path = run_directory.join(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;

@@ -7,9 +7,9 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::capabilities;
+use crate::{capabilities, failure::in_run_directory};
 
 /// Refuses to go on without the capabilities that the agent needs, and names all that are missing.
 pub fn check_capabilities() -> Result<()> {
@@ -30,7 +30,7 @@ impl Lock {
     /// Takes the lock of a run directory, which is made where it is missing.
     pub fn take(run_directory: &Path) -> Result<Self> {
         fs::create_dir_all(run_directory)
-            .with_context(|| format!("cannot make the run directory {}", run_directory.display()))?;
+            .map_err(|error| in_run_directory(error, "make the run directory", run_directory))?;
         let path = run_directory.join("lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -38,7 +38,7 @@ impl Lock {
             .create(true)
             .truncate(false)
             .open(&path)
-            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+            .map_err(|error| in_run_directory(error, "open the lock", &path))?;
         // SAFETY: a descriptor that lives across the call.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let mut holder = String::new();
@@ -52,7 +52,7 @@ impl Lock {
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .with_context(|| format!("cannot write to the lock {}", path.display()))?;
+            .map_err(|error| in_run_directory(error, "write to the lock", &path))?;
         Ok(Self { _file: file })
     }
 }

@@ -10,6 +10,8 @@ mod opaque;
 mod pods;
 mod preflight;
 mod prune;
+mod questions;
+mod reload;
 mod renew;
 mod report;
 mod start;
@@ -20,35 +22,33 @@ mod vips;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use aya::Ebpf;
 use lb_common::abi::Traffic;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     flows::Sweeper,
     guard::Lock,
     opaque::OpaqueEndpoints,
     pods::{Finding, Wanted},
-    start::settings,
+    questions::Asked,
+    reload::Source,
     undo::GroChanges,
     uplinks::AttachedUplink,
 };
 use crate::{
-    config,
     dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
-    failure,
     model::Snapshot,
     net::{
         Netlink,
@@ -63,17 +63,16 @@ use crate::{
         room::Stage,
     },
     preflight::resolve::Place,
-    status::{self, Status},
+    status,
 };
 
-/// How often what no event tells of is looked after: retries, records, the configuration file.
+/// How often what no event tells of is looked after: retries, records, the configuration file's version.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks from one sweep of the bypasses to the next.
 const SWEEP_TICKS: u64 = 5;
 
 /// The agent's state.
 pub struct Engine {
-    config: PathBuf,
     snapshot: Snapshot,
     planner: Planner,
     sizes: Sizes,
@@ -120,20 +119,21 @@ pub struct Engine {
 /// Runs the agent with this configuration file until it is told to stop.
 pub fn run(config: &Path) -> Result<()> {
     // Before the file is read: whoever changes it meanwhile is heard.
-    let version = file_version(config);
-    let snapshot = config::load(config)?;
+    let (source, snapshot) = Source::open(config)?;
     guard::check_capabilities()?;
     let found = preflight::approve(&snapshot)?;
     let lock = Lock::take(&snapshot.run_directory)?;
+    // Before anything is touched: the disk may be full.
+    let socket = status::Socket::make(&snapshot.run_directory.join(status::SOCKET_NAME))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
-        let mut engine = Engine::start(config, snapshot, lock)?;
+        let mut engine = Engine::start(snapshot, lock)?;
         engine.preflight = preflight::Findings::of_start(found);
         engine.note_attached();
-        let result = engine.serve(monitor, signals, version).await;
+        let result = engine.serve(monitor, signals, source, socket).await;
         engine.stop();
         result
     })
@@ -157,11 +157,16 @@ impl Signals {
 }
 
 impl Engine {
-    async fn serve(&mut self, monitor: Monitor, mut signals: Signals, mut version: FileVersion) -> Result<()> {
-        let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
-        let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-        let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Status>>(8);
-        tokio::spawn(status::serve(listener, move || answer(ask.clone())));
+    async fn serve(
+        &mut self,
+        monitor: Monitor,
+        mut signals: Signals,
+        mut source: Source,
+        socket: status::Socket,
+    ) -> Result<()> {
+        let (ask, mut questions) = mpsc::channel::<Asked>(8);
+        let listener = socket.publish()?;
+        tokio::spawn(status::serve(listener, move |question| questions::answer(ask.clone(), question)));
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // SAFETY: the monitor keeps its descriptor open and unchanged for as long as it lives.
@@ -178,23 +183,14 @@ impl Engine {
                     }
                     self.follow(&changes);
                 }
-                Some(question) = questions.recv() => {
-                    // Whoever asked may have left.
-                    let _ = question.send(self.status());
-                }
+                Some(question) = questions.recv() => self.answer(question),
+                snapshot = source.next() => self.reload(snapshot),
                 _ = tick.tick() => {
                     ticks += 1;
-                    let now = file_version(&self.config);
-                    if now != version {
-                        version = now;
-                        self.reload();
-                    }
+                    source.look();
                     self.look_after(ticks);
                 }
-                _ = signals.hangup.recv() => {
-                    version = file_version(&self.config);
-                    self.reload();
-                }
+                _ = signals.hangup.recv() => source.ask(),
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
             }
@@ -284,71 +280,8 @@ impl Engine {
         }
         Ok(left)
     }
-
-    /// Reads the configuration anew: all of it, or nothing and the reason.
-    fn reload(&mut self) {
-        match self.try_reload() {
-            Ok(()) => {
-                self.refusal = None;
-                info!(services = self.snapshot.services.len(), "configuration applied");
-            }
-            Err(error) => {
-                let text = failure::describe(&error);
-                error!(error = text, "configuration refused; the one before stays in force");
-                self.refusal = Some(text);
-            }
-        }
-    }
-
-    fn try_reload(&mut self) -> Result<()> {
-        let wanted = config::load(&self.config)?;
-        let now = &self.snapshot;
-        if wanted.capacities != now.capacities {
-            bail!("capacities are fixed while the agent runs; restart it to change them");
-        }
-        if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
-            bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
-        }
-        let found = self.approve_uplinks(&wanted)?;
-        let before = std::mem::replace(&mut self.snapshot, wanted);
-        if let Err(error) = self.take_over() {
-            self.snapshot = before;
-            return Err(match self.take_over() {
-                Ok(()) => error,
-                Err(return_error) => {
-                    error.context(format!("cannot return to the configuration before: {return_error:#}"))
-                }
-            });
-        }
-        self.note_approval(found);
-        Ok(())
-    }
-
-    fn take_over(&mut self) -> Result<()> {
-        let new = settings(&self.snapshot, self.clock.hertz);
-        self.tables.change_settings(|settings| {
-            (settings.node_v4, settings.node_v6) = (new.node_v4, new.node_v6);
-            settings.limits = new.limits;
-        })?;
-        self.attach_uplinks()?;
-        self.reconcile()
-    }
 }
 
 fn cannot_write(error: &anyhow::Error) -> String {
     format!("cannot write to the maps: {error:#}")
-}
-
-async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {
-    let (reply, status) = oneshot::channel();
-    let _ = ask.send(reply).await;
-    status.await.unwrap_or_default()
-}
-
-/// Changes when the file does, also when a symlink in its path is swapped: device, inode, time and length.
-type FileVersion = Option<(u64, u64, i64, i64, u64)>;
-
-fn file_version(path: &Path) -> FileVersion {
-    let facts = std::fs::metadata(path).ok()?;
-    Some((facts.dev(), facts.ino(), facts.mtime(), facts.mtime_nsec(), facts.len()))
 }

@@ -188,6 +188,12 @@ impl Engine {
         places
     }
 
+    /// The pods that are reached now.
+    pub(super) fn known_places(&self) -> Places {
+        let reached = |(wanted, found): (&Wanted, &Finding)| Some((*wanted, found.site.as_ref()?.place(found.rung?)));
+        self.findings.iter().filter_map(reached).collect()
+    }
+
     pub(super) fn wanted_pods(&self) -> BTreeSet<Wanted> {
         let services = &self.snapshot.services;
         services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect()

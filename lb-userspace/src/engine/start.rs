@@ -42,7 +42,7 @@ impl Engine {
     ///
     /// # Errors
     /// What was adopted goes on as it was; what was made is taken down.
-    pub(super) fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+    pub(super) fn start(snapshot: Snapshot, lock: Lock) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
         let pin_directory = bpffs::prepare(&pins)?;
         if pin_directory.mounted {
@@ -53,7 +53,7 @@ impl Engine {
         for (name, entries, bytes) in sizes.maps(cpus) {
             info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
         }
-        let begun = Begun { config, snapshot, lock, pin_directory, sizes };
+        let begun = Begun { snapshot, lock, pin_directory, sizes };
         match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
             Left::Same => Self::adopt(begun),
             Left::Nothing => Self::make(begun),
@@ -114,7 +114,6 @@ impl Engine {
 
     pub(super) fn new(begun: Begun, object: Ebpf, tables: Tables, planner: Planner, clock: Clock) -> Result<Self> {
         Ok(Self {
-            config: begun.config.to_path_buf(),
             planner,
             attached: Attached::new(begun.snapshot.pin_directory.join(LINKS)),
             sizes: begun.sizes,
@@ -156,8 +155,7 @@ impl Engine {
 }
 
 /// What a start has before it looks at what is pinned.
-pub(super) struct Begun<'a> {
-    config: &'a Path,
+pub(super) struct Begun {
     pub snapshot: Snapshot,
     lock: Lock,
     pin_directory: PinDirectory,

@@ -1,6 +1,7 @@
 //! From what is wanted and what is installed to what must be written: pure.
 
 pub mod adopt;
+pub mod diff;
 pub mod history;
 pub mod ids;
 pub mod maglev;

@@ -2,7 +2,7 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{render::*, *};
@@ -235,6 +235,10 @@ fn json_survives_the_way_there_and_back() {
     assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
 }
 
+fn bind(socket: &Path) -> tokio::net::UnixListener {
+    Socket::make(socket).unwrap().publish().unwrap()
+}
+
 /// A directory of its own for one test, removed with it.
 struct TestDirectory(PathBuf);
 
@@ -261,12 +265,12 @@ async fn every_client_gets_the_status_from_a_socket_of_its_owner_alone() {
     let directory = TestDirectory::new("serve");
     let socket = directory.socket();
     // Left behind by an agent that was killed.
-    drop(bind(&socket).unwrap());
-    let listener = bind(&socket).unwrap();
+    drop(bind(&socket));
+    let listener = bind(&socket);
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1, "nothing is left beside the socket");
 
-    let server = tokio::spawn(serve(listener, || async { sample() }));
+    let server = tokio::spawn(serve(listener, |_| async { Answer::Status(Box::new(sample())) }));
     for _ in 0..2 {
         let socket = socket.clone();
         let fetched = tokio::task::spawn_blocking(move || fetch(&socket)).await.unwrap();
@@ -309,4 +313,74 @@ fn a_socket_of_somebody_else_is_refused_with_what_to_do() {
     let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
     let error = socket::why("/run/sluice/status.sock".into(), denied).to_string();
     assert!(error.contains("no permission to connect") && error.contains("sudo"), "{error}");
+}
+
+fn client<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> tokio::task::JoinHandle<T> {
+    tokio::task::spawn_blocking(ask)
+}
+
+/// An agent that knows every question.
+async fn know(question: Question) -> Answer {
+    match question {
+        Question::Status => Answer::Status(Box::new(sample())),
+        Question::Diff { name, text } => {
+            let diff = crate::plan::diff::Diff { notes: vec![name, text], ..Default::default() };
+            Answer::Diff { diff: Box::new(diff) }
+        }
+        Question::Unknown(words) => Answer::Declined { declined: words },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_are_told_apart_from_clients_that_say_nothing() {
+    let directory = TestDirectory::new("questions");
+    let socket = directory.socket();
+    let server = tokio::spawn(serve(bind(&socket), know));
+    let path = socket.clone();
+    let long = "services: []\n".repeat(100_000);
+    let text = long.clone();
+    let diff = client(move || fetch_diff(&path, "a \"b\".yaml", &text)).await.unwrap().unwrap();
+    assert_eq!(diff.notes, ["a \"b\".yaml".to_owned(), long]);
+    // As version 0.1.0 asks: nothing is said, and nothing closed.
+    let path = socket.clone();
+    let old = client(move || {
+        let mut answer = Vec::new();
+        std::io::Read::read_to_end(&mut std::os::unix::net::UnixStream::connect(path)?, &mut answer)?;
+        std::io::Result::Ok(answer)
+    });
+    assert_eq!(serde_json::from_slice::<Status>(&old.await.unwrap().unwrap()).unwrap(), sample());
+    let path = socket.clone();
+    let foreign = client(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+        stream.write_all(b"{\"question\":\"weather\"}\nhere")?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer)?;
+        std::io::Result::Ok(answer)
+    });
+    let answer = foreign.await.unwrap().unwrap();
+    assert_eq!(answer, r#"{"declined":"{\\\"question\\\":\\\"weather\\\"}"}"#);
+    server.abort();
+}
+
+#[test]
+fn an_agent_that_knows_no_questions_is_named_with_its_version() {
+    let directory = TestDirectory::new("older");
+    let socket = directory.socket();
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // It answers without reading, so that what was asked resets the connection behind the answer.
+    let server = std::thread::spawn(move || {
+        let status = serde_json::to_vec(&sample()).unwrap();
+        listener.accept().unwrap().0.write_all(&status).unwrap();
+    });
+    let error = fetch_diff(&socket, "a.yaml", "services: []").unwrap_err().to_string();
+    assert!(error.contains("is of version 0.1.0, which does not know this question"), "{error}");
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_socket_that_is_never_published_is_removed_again() {
+    let directory = TestDirectory::new("unpublished");
+    drop(Socket::make(&directory.socket()).unwrap());
+    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0);
 }

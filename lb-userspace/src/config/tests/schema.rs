@@ -1,0 +1,222 @@
+//! The schema against the validator. What the schema refuses `sluice check` refuses; and the other way round wherever a
+//! schema can say it.
+
+use jsonschema::Validator;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn validator() -> Validator {
+    jsonschema::options().should_validate_formats(true).build(&schema()).expect("the schema is one")
+}
+
+/// A configuration with every key.
+fn full() -> Value {
+    json!({
+        "node": { "addresses": ["192.0.2.1", "2001:db8::1"] },
+        "uplinks": [{ "interface": "eth0", "mode": "native" }],
+        "pinDirectory": "/sys/fs/bpf/sluice",
+        "runDirectory": "/run/sluice",
+        "capacities": {
+            "services": 8, "backends": 16, "maglevSlots": 8192, "bypasses": 256, "flows": 1024, "fragments": 64
+        },
+        "limits": { "refusals": 1, "echoReplies": 2, "icmpErrors": 3 },
+        "services": [{
+            "name": "bgp", "vip": "198.51.100.1", "protocol": "TCP", "ports": [179], "replies": "static",
+            "rung": "direct", "assignVip": true, "sessionAffinity": "ClientIP", "sessionAffinityTimeoutSeconds": 60,
+            "backends": [{ "address": "10.0.0.1", "port": 179, "weight": 2, "drain": false }]
+        }]
+    })
+}
+
+/// JSON is YAML.
+fn is_taken(file: &Value) -> bool {
+    parse("f", &file.to_string()).is_ok()
+}
+
+fn at<'a>(file: &'a mut Value, path: &str) -> &'a mut Value {
+    file.pointer_mut(path).unwrap_or_else(|| panic!("no {path}"))
+}
+
+#[test]
+fn both_take_a_file_with_every_key_and_the_sample() {
+    let validator = validator();
+    let file = full();
+    assert!(is_taken(&file) && validator.is_valid(&file), "{:?}", validator.iter_errors(&file).collect::<Vec<_>>());
+    for Key { path, .. } in keys() {
+        let pointer = format!("/{}", path.replace("[]", "/0").replace('.', "/"));
+        assert!(file.pointer(&pointer).is_some(), "`{path}` is new: write it into the file of this test");
+    }
+    let sample = repository_file("deploy/samples/standalone.yaml");
+    assert!(taken(&sample).services.len() > 3);
+    let sample: Value = serde_saphyr::from_str(&sample).unwrap();
+    assert!(validator.is_valid(&sample), "{:?}", validator.iter_errors(&sample).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_schema_can_say_both_refuse() {
+    let bad = [
+        ("/node", json!([])),
+        ("/node/addresses", json!([])),
+        ("/node/addresses/0", json!("192.0.2.256")),
+        ("/node/addresses/0", json!("2001:db8::1")),
+        ("/node/addresses", json!(vec!["192.0.2.1"; 65])),
+        ("/uplinks", json!([])),
+        ("/uplinks", json!({})),
+        ("/uplinks/0/interface", json!("")),
+        ("/uplinks/0/interface", json!("eth/0")),
+        ("/uplinks/0/interface", json!("interface-of-16-b")),
+        ("/uplinks/0/mode", json!("driver")),
+        ("/pinDirectory", json!("relative")),
+        ("/pinDirectory", json!("/a/../b")),
+        ("/runDirectory", json!(format!("/{}", "r".repeat(95)))),
+        ("/runDirectory", json!(7)),
+        ("/capacities/services", json!(0)),
+        ("/capacities/services", json!("many")),
+        ("/capacities/backends", json!(1 << 30)),
+        ("/capacities/maglevSlots", json!(128)),
+        ("/capacities/flows", json!(1.5)),
+        ("/capacities/fragments", json!(-8)),
+        ("/limits/refusals", json!(1_000_001)),
+        ("/limits/echoReplies", json!(true)),
+        ("/services/0/name", json!("a b")),
+        ("/services/0/name", json!("n".repeat(254))),
+        ("/services/0/vip", json!("example.org")),
+        ("/services/0/vip", json!("198.51.100.1/32")),
+        ("/services/0/protocol", json!("SCTP")),
+        ("/services/0/ports", json!([])),
+        ("/services/0/ports", json!([179, 179])),
+        ("/services/0/ports/0", json!(0)),
+        ("/services/0/ports/0", json!(65536)),
+        ("/services/0/replies", json!("recorded")),
+        ("/services/0/rung", json!("fastest")),
+        ("/services/0/rung", json!("peer")),
+        ("/services/0/assignVip", json!("yes")),
+        ("/services/0/sessionAffinity", json!("None")),
+        ("/services/0/sessionAffinityTimeoutSeconds", json!(0)),
+        ("/services/0/sessionAffinityTimeoutSeconds", json!(86_401)),
+        ("/services/0/backends/0", json!("10.0.0.1")),
+        ("/services/0/backends/0/address", Value::Null),
+        ("/services/0/backends/0/port", json!(0)),
+        ("/services/0/backends/0/weight", json!(1001)),
+        ("/services/0/backends/0/drain", json!(1)),
+    ];
+    let validator = validator();
+    for (path, value) in bad {
+        let mut file = full();
+        *at(&mut file, path) = value.clone();
+        assert!(!is_taken(&file), "the validator takes {value} at {path}");
+        assert!(!validator.is_valid(&file), "the schema takes {value} at {path}");
+    }
+    for Key { path, required, .. } in keys() {
+        let pointer = format!("/{}", path.replace("[]", "/0").replace('.', "/"));
+        let (above, key) = pointer.rsplit_once('/').unwrap();
+        let mut without = full();
+        let mut beside = full();
+        at(&mut without, above).as_object_mut().unwrap().remove(key);
+        at(&mut beside, above)["noSuchKey"] = json!(1);
+        assert!(!validator.is_valid(&beside) && !is_taken(&beside), "an unknown key beside {path}");
+        assert_eq!(validator.is_valid(&without), is_taken(&without), "without {path}");
+        assert!(!required || !is_taken(&without), "{path} is required");
+    }
+}
+
+#[test]
+fn both_take_numbers_and_truth_values_in_quotes_and_keys_without_a_value() {
+    let validator = validator();
+    let good = [
+        ("/services/0/ports/0", json!("179")),
+        ("/services/0/assignVip", json!("true")),
+        ("/capacities/services", json!("+8")),
+        ("/capacities", Value::Null),
+        ("/limits/refusals", Value::Null),
+        ("/services/0/rung", Value::Null),
+        ("/services/0/name", json!(7)),
+        ("/services/0/replies", Value::Null),
+    ];
+    for (path, value) in good {
+        let mut file = full();
+        *at(&mut file, path) = value.clone();
+        if path == "/services/0/rung" {
+            *at(&mut file, "/services/0/assignVip") = Value::Null;
+        }
+        assert!(is_taken(&file), "{value} at {path}: {}", parse("f", &file.to_string()).unwrap_err());
+        assert!(validator.is_valid(&file), "the schema refuses {value} at {path}");
+    }
+}
+
+/// A value that somebody may write anywhere.
+fn any_value() -> impl Strategy<Value = Value> {
+    let words = [
+        "",
+        "0",
+        "1",
+        "007",
+        "+5",
+        "-1",
+        "1e3",
+        "0x10",
+        "true",
+        "yes",
+        "None",
+        "ClientIP",
+        "direct",
+        "auto",
+        "peer",
+        "UDP",
+        "none",
+        "recorded",
+        "/",
+        "/a/..",
+        "/..a",
+        "//",
+        "eth1",
+        "a:b",
+        "10.0.0.9",
+        "::1",
+        "2001:db8::7",
+        "::ffff:1.2.3.4",
+        "01.2.3.4",
+        "fe80::1%1",
+        "\u{fc}",
+        "\u{1}",
+    ];
+    prop_oneof![
+        proptest::sample::select(words.to_vec()).prop_map(|word| json!(word)),
+        proptest::sample::select(vec![-1i64, 0, 1, 2, 64, 128, 179, 256, 1024, 65535, 65536, 1 << 20, 1 << 40])
+            .prop_map(|number| json!(number)),
+        Just(json!(0.5)),
+        Just(json!(true)),
+        Just(json!(false)),
+        Just(Value::Null),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!([1])),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// One or two keys are given another value, or taken out.
+    #[test]
+    fn what_the_schema_refuses_the_validator_refuses(
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), proptest::option::of(any_value())), 1..3)
+    ) {
+        let mut file = full();
+        let keys = keys();
+        for (index, value) in changes {
+            let pointer = format!("/{}", index.get(&keys).path.replace("[]", "/0").replace('.', "/"));
+            let (above, key) = pointer.rsplit_once('/').unwrap();
+            let Some(Value::Object(above)) = file.pointer_mut(above) else { continue };
+            match value {
+                Some(value) => drop(above.insert(key.to_owned(), value)),
+                None => drop(above.remove(key)),
+            }
+        }
+        thread_local!(static VALIDATOR: Validator = validator());
+        let refusals: Vec<String> = VALIDATOR.with(|it| it.iter_errors(&file).map(|error| error.to_string()).collect());
+        prop_assert!(refusals.is_empty() || !is_taken(&file), "{file:#}\nis refused by the schema alone: {refusals:?}");
+    }
+}

@@ -1,0 +1,81 @@
+//! What clients of the socket ask.
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+};
+
+use super::{Engine, reload::check_fixed};
+use crate::{
+    config,
+    model::Snapshot,
+    plan::{self, diff::Diff},
+    status::{Answer, Question, Status},
+};
+
+/// A question to the engine, and where the answer goes.
+pub(super) enum Asked {
+    Status(oneshot::Sender<Status>),
+    Diff(Box<Snapshot>, oneshot::Sender<Diff>),
+}
+
+/// Has the engine answer. A configuration is read here, so that the engine is not kept from its work.
+pub(super) async fn answer(engine: mpsc::Sender<Asked>, question: Question) -> Answer {
+    let gone = || Answer::Declined { declined: "the agent is stopping".into() };
+    match question {
+        Question::Status => {
+            let (reply, status) = oneshot::channel();
+            let _ = engine.send(Asked::Status(reply)).await;
+            Answer::Status(Box::new(status.await.unwrap_or_default()))
+        }
+        Question::Diff { name, text } => {
+            let Ok(read) = spawn_blocking(move || config::parse(&name, &text)).await else { return gone() };
+            let snapshot = match read {
+                Ok(snapshot) => snapshot,
+                Err(refusal) => return Answer::Declined { declined: refusal.to_string() },
+            };
+            let (reply, diff) = oneshot::channel();
+            let _ = engine.send(Asked::Diff(Box::new(snapshot), reply)).await;
+            diff.await.map_or_else(|_| gone(), |diff| Answer::Diff { diff: Box::new(diff) })
+        }
+        Question::Unknown(question) => Answer::Declined {
+            declined: format!(
+                "the agent, of version {}, does not know the question `{question}`; use a `sluice` of its version",
+                env!("CARGO_PKG_VERSION")
+            ),
+        },
+    }
+}
+
+impl Engine {
+    /// Answers, unless whoever asked has left.
+    pub(super) fn answer(&mut self, asked: Asked) {
+        match asked {
+            Asked::Status(reply) => drop(reply.send(self.status())),
+            Asked::Diff(wanted, reply) => drop(reply.send(self.diff(&wanted))),
+        }
+    }
+
+    /// What a reload would change. Nothing is written, attached or tested.
+    fn diff(&mut self, wanted: &Snapshot) -> Diff {
+        let places = self.known_places();
+        let mut planner = self.planner.clone();
+        planner.set_opaque(self.opaque_endpoints());
+        let mut diff = plan::diff::diff(&planner, &self.snapshot, wanted, &places, self.started.elapsed());
+        let refusal = check_fixed(&self.snapshot, wanted).and_then(|()| self.approve_uplinks(wanted).map(drop)).err();
+        diff.refused = refusal.map(|refusal| format!("{refusal:#}")).or(diff.refused);
+        let mut unknown: Vec<String> = wanted
+            .services
+            .iter()
+            .flat_map(|service| service.backends.iter().map(|backend| (backend.address, service.rung)))
+            .filter(|pod| !self.findings.contains_key(pod))
+            .map(|(address, _)| {
+                format!("{address}: its interface is looked for, and its rung tested, when it is applied")
+            })
+            .collect();
+        unknown.sort();
+        unknown.dedup();
+        diff.notes.extend(unknown);
+        diff
+    }
+}
