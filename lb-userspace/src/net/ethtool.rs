@@ -131,9 +131,15 @@ impl Ethtool {
     }
 }
 
-/// Switches an offload of a pod's interface and returns how it was before; see [`Ethtool::set`].
+/// [`set_here`] in another namespace.
 pub fn set_in(netns: &Netns, index: InterfaceIndex, offload: Offload, on: bool) -> Result<bool> {
-    let ethtool = Ethtool::open_in(netns)?;
+    netns.run(|| set_here(index, offload, on))?
+}
+
+/// Switches an offload of an interface of the calling thread's namespace and returns how it was before; see
+/// [`Ethtool::set`].
+pub fn set_here(index: InterfaceIndex, offload: Offload, on: bool) -> Result<bool> {
+    let ethtool = Ethtool::open()?;
     ethtool.set(&ethtool.interface_name(index)?, offload, on)
 }
 
