@@ -1,6 +1,6 @@
 //! The agent of Sluice.
 //!
-//! Three rings: *pure* (`model`, `plan`), *edge* (`config`, `net`, `dataplane`) and the `engine` that joins them.
+//! Three rings: *pure* (`model`, `plan`), *edge* (`config`, `net`, `privileges`, `dataplane`) and the `engine` that joins them.
 //! Dependencies point inward.
 
 pub mod cli;
@@ -11,4 +11,5 @@ mod failure;
 pub mod model;
 pub mod net;
 pub mod plan;
+pub mod privileges;
 pub mod status;

@@ -28,14 +28,30 @@ const RINGS: &[Ring] = &[
     Ring { below: "lb-userspace/src/model", why: PURE, modules: OUTER, texts: IO },
     Ring { below: "lb-userspace/src/plan", why: PURE, modules: OUTER, texts: IO },
     Ring { below: "lb-userspace/src/config", why: EDGE, modules: &["engine", "cli", "dataplane"], texts: &["aya::"] },
-    Ring { below: "lb-userspace/src/net", why: EDGE, modules: &["engine", "cli", "config"], texts: &["aya::"] },
-    Ring { below: "lb-userspace/src/dataplane", why: EDGE, modules: &["engine", "cli", "config"], texts: &[] },
+    Ring {
+        below: "lb-userspace/src/net",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "privileges"],
+        texts: &["aya::"],
+    },
+    Ring {
+        below: "lb-userspace/src/privileges",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "dataplane"],
+        texts: &["aya::"],
+    },
+    Ring {
+        below: "lb-userspace/src/dataplane",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "privileges"],
+        texts: &[],
+    },
     Ring { below: "lb-common/src", why: "lb-common decides, and touches nothing", modules: &[], texts: IO },
 ];
 
 const PURE: &str = "a pure module takes what it needs as arguments";
 const EDGE: &str = "an edge module knows neither the engine nor its neighbours";
-const OUTER: &[&str] = &["net", "dataplane", "engine", "config", "cli"];
+const OUTER: &[&str] = &["net", "privileges", "supervisor", "dataplane", "engine", "config", "cli"];
 const IO: &[&str] = &[
     "std::fs",
     "std::process",

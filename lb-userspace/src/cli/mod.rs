@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, RUN_DIRECTORY_DEFAULT},
-    failure,
+    failure, privileges,
     status::{self, SOCKET_NAME, render_table},
 };
 
@@ -49,7 +49,9 @@ pub enum Command {
     /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. SIGTERM
     /// takes everything down again; when the agent is killed, the data plane goes on until the next agent replaces it.
     ///
-    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST, CAP_PERFMON and CAP_SYS_ADMIN. Once it runs, it keeps
+    /// CAP_NET_ADMIN; a helper process that works in pods' namespaces keeps CAP_SYS_ADMIN as well. One agent runs on a
+    /// node.
     #[command(after_help = "\
 Examples:
   sluice agent --config /etc/sluice/sluice.yaml
@@ -72,6 +74,9 @@ Examples:
 Example:
   sluice check sluice.yaml && systemctl reload sluice")]
     Check(CheckArgs),
+    /// Work in pods' namespaces for an agent, which starts this itself.
+    #[command(name = privileges::HELPER_COMMAND, hide = true)]
+    NetnsHelper,
 }
 
 /// Arguments of `sluice agent`.
@@ -159,6 +164,7 @@ pub fn run(cli: Cli, agent: impl FnOnce(&Path) -> Result<()>) -> ExitCode {
         }
         Command::Status(args) => show_status(&args).and_then(|text| print(&text)),
         Command::Check(args) => check(&args.file).and_then(|text| print(&text)),
+        Command::NetnsHelper => privileges::serve(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -54,7 +54,6 @@ use crate::{
     net::{
         Netlink, links,
         monitor::{Changes, Monitor},
-        netns::Namespaces,
         routes,
     },
     plan::{
@@ -63,6 +62,7 @@ use crate::{
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
     },
+    privileges::{self, Helper},
     status::{self, Status},
 };
 
@@ -82,7 +82,8 @@ pub struct Engine {
     attached: Attached,
     uplinks: Vec<AttachedUplink>,
     netlink: Netlink,
-    namespaces: Namespaces,
+    /// Does what is to be done in pods' namespaces.
+    helper: Helper,
     findings: BTreeMap<Wanted, Finding>,
     gro_changes: Vec<GroChange>,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
@@ -111,18 +112,23 @@ pub struct Engine {
 
 /// Runs the agent with this configuration file until it is told to stop.
 pub fn run(config: &Path) -> Result<()> {
+    privileges::begin()?;
     // Before the file is read: whoever changes it meanwhile is heard.
     let version = file_version(config);
     let snapshot = config::load(config)?;
     guard::check_capabilities()?;
     let lock = Lock::take(&snapshot.run_directory)?;
+    let helper = Helper::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
-        let mut engine = Engine::start(config, snapshot, lock)?;
-        let result = engine.serve(monitor, signals, version).await;
+        let mut engine = Engine::start(config, snapshot, lock, helper)?;
+        let result = match privileges::relinquish() {
+            Ok(()) => engine.serve(monitor, signals, version).await,
+            Err(error) => Err(error.into()),
+        };
         engine.stop();
         result
     })
@@ -146,13 +152,13 @@ impl Signals {
 }
 
 impl Engine {
-    fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+    fn start(config: &Path, snapshot: Snapshot, lock: Lock, helper: Helper) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
         let pin_directory = bpffs::prepare(&pins)?;
         if pin_directory.mounted {
             info!(path = %pins.display(), "bpffs mounted");
         }
-        let loaded = Self::load(config, snapshot, lock, pin_directory);
+        let loaded = Self::load(config, snapshot, lock, pin_directory, helper);
         let mut engine = loaded.inspect_err(|_| {
             // The error that is returned matters more than one of tidying up.
             let _ = bpffs::remove(&pins);
@@ -165,7 +171,13 @@ impl Engine {
     }
 
     /// Loads the programs and makes the maps; nothing is attached yet.
-    fn load(config: &Path, snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
+    fn load(
+        config: &Path,
+        snapshot: Snapshot,
+        lock: Lock,
+        pin_directory: PinDirectory,
+        helper: Helper,
+    ) -> Result<Self> {
         let pins = &snapshot.pin_directory;
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
@@ -184,7 +196,7 @@ impl Engine {
             tables,
             uplinks: Vec::new(),
             netlink: Netlink::open()?,
-            namespaces: Namespaces::default(),
+            helper,
             findings: BTreeMap::new(),
             gro_changes: Vec::new(),
             followed: BTreeMap::new(),
@@ -233,6 +245,8 @@ impl Engine {
                 }
                 _ = tick.tick() => {
                     ticks += 1;
+                    // It cannot be had again; another agent can, and the data plane goes on meanwhile.
+                    self.helper.check()?;
                     let now = file_version(&self.config);
                     if now != version {
                         version = now;

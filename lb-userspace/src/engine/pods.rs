@@ -14,11 +14,11 @@ use crate::{
     dataplane::probe::{self, Question},
     model::{Rung, RungChoice},
     net::{
-        ethtool::{Offload, set_in},
         links::{Link, LinkKind, Links, PodInterface},
         routes::{Family, Routes},
     },
     plan::planner::{Place, Places},
+    privileges::HelperError,
     status::{AttachMode, BackendState, VipOnLo},
 };
 
@@ -375,9 +375,8 @@ impl Engine {
         (1..u16::MAX).find(|port| !used.contains(port)).unwrap_or(u16::MAX)
     }
 
-    fn turn_gro_on(&mut self, pod: &PodInterface) -> Result<(), crate::net::Error> {
-        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
-        if !set_in(&netns, pod.pod_ifindex, Offload::Gro, true)? {
+    fn turn_gro_on(&mut self, pod: &PodInterface) -> Result<(), HelperError> {
+        if !self.helper.set_gro(pod.netns_id, pod.pod_ifindex, true)? {
             self.gro_changes.push(GroChange { netns: pod.netns_id, ifindex: pod.pod_ifindex });
         }
         Ok(())
@@ -387,9 +386,7 @@ impl Engine {
     pub(super) fn restore_gro(&mut self) {
         for change in std::mem::take(&mut self.gro_changes) {
             // A pod that is gone has taken its setting along.
-            if let Ok(netns) = self.namespaces.find(&mut self.netlink, change.netns) {
-                let _ = set_in(&netns, change.ifindex, Offload::Gro, false);
-            }
+            let _ = self.helper.set_gro(change.netns, change.ifindex, false);
         }
     }
 }
