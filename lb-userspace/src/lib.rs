@@ -1,6 +1,6 @@
 //! The agent of Sluice.
 //!
-//! Three rings: *pure* (`model`, `plan`), *edge* (`config`, `net`, `privileges`, `dataplane`) and the `engine` that joins them.
+//! Three rings: *pure* (`model`, `plan`), *edge* (`config`, `net`, `privileges`, `supervisor`, `dataplane`) and the `engine` that joins them.
 //! Dependencies point inward.
 
 pub mod cli;
@@ -13,3 +13,4 @@ pub mod net;
 pub mod plan;
 pub mod privileges;
 pub mod status;
+pub mod supervisor;

@@ -7,6 +7,7 @@ mod opaque;
 mod pods;
 mod prune;
 mod report;
+mod summary;
 mod uplinks;
 mod vips;
 
@@ -64,6 +65,7 @@ use crate::{
     },
     privileges::{self, Helper},
     status::{self, Status},
+    supervisor::Supervisor,
 };
 
 /// How often what no event tells of is looked after: retries, records, the configuration file.
@@ -124,11 +126,13 @@ pub fn run(config: &Path) -> Result<()> {
         // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
+        let mut supervisor = Supervisor::from_environment();
         let mut engine = Engine::start(config, snapshot, lock, helper)?;
         let result = match privileges::relinquish() {
-            Ok(()) => engine.serve(monitor, signals, version).await,
+            Ok(()) => engine.serve(monitor, signals, version, &mut supervisor).await,
             Err(error) => Err(error.into()),
         };
+        supervisor.stopping(&result.as_ref().map_or_else(failure::describe, |()| "stopping".to_owned()));
         engine.stop();
         result
     })
@@ -218,7 +222,13 @@ impl Engine {
         })
     }
 
-    async fn serve(&mut self, monitor: Monitor, mut signals: Signals, mut version: FileVersion) -> Result<()> {
+    async fn serve(
+        &mut self,
+        monitor: Monitor,
+        mut signals: Signals,
+        mut version: FileVersion,
+        supervisor: &mut Supervisor,
+    ) -> Result<()> {
         let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
         let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
         let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Status>>(8);
@@ -229,6 +239,7 @@ impl Engine {
         let mut monitor = unsafe { AsyncFd::register(monitor) }?;
         let mut ticks = 0u64;
         info!(services = self.snapshot.services.len(), "ready");
+        supervisor.ready(self.summary());
         loop {
             tokio::select! {
                 ready = monitor.readable_mut() => {
@@ -253,10 +264,13 @@ impl Engine {
                         self.reload();
                     }
                     self.look_after(ticks);
+                    supervisor.alive(|| self.summary());
                 }
                 _ = signals.hangup.recv() => {
+                    supervisor.reloading();
                     version = file_version(&self.config);
                     self.reload();
+                    supervisor.ready(self.summary());
                 }
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
