@@ -275,7 +275,7 @@ fn less_than_the_units_limits_allow_is_too_little() -> Result<()> {
     let (yaml, unit) = (yaml(&lab), fs::read_to_string(unit_file())?);
     for (enough, less, said) in [
         (" CAP_SYS_ADMIN CAP_SYS_PTRACE", " CAP_SYS_PTRACE", "missing CAP_SYS_ADMIN"),
-        (" bpf seccomp", " seccomp", "os error 1)"),
+        (" bpf seccomp", " seccomp", "failed to create map"),
         (" bpf seccomp", " bpf", "cannot install the system call filter"),
         (" /sys/fs/bpf", "", "Read-only file system"),
         ("RuntimeDirectory=sluice\n", "", "Read-only file system"),
