@@ -10,11 +10,11 @@ fn scripted(answers: Vec<Answer>) -> (Helper, thread::JoinHandle<Vec<Request>>) 
     let child = Command::new("sleep").arg("60").spawn().unwrap();
     let script = thread::spawn(move || {
         let mut requests = Vec::new();
-        let mut answers = answers.into_iter().peekable();
+        let mut answers = answers.into_iter();
         while let Ok(Some(request)) = receive(&its, &mut Vec::new()) {
             requests.push(request);
             // A list is one answer in parts.
-            while let Some(answer) = answers.next() {
+            for answer in answers.by_ref() {
                 let more = matches!(answer, Answer::Connections { more: true, .. });
                 send(&its, &answer).unwrap();
                 if !more {
