@@ -1,6 +1,7 @@
 //! The agent of Sluice.
 //!
-//! Three rings: *pure* (`model`, `plan`, `preflight`), *edge* (`config`, `net`, `dataplane`, `survey`) and the `engine` that joins them.
+//! Three rings: *pure* (`model`, `plan`, `preflight`), *edge* (`config`, `net`, `privileges`, `supervisor`, `dataplane`, `survey`) and
+//! the `engine` that joins them.
 //! Dependencies point inward.
 
 mod capabilities;
@@ -13,5 +14,7 @@ pub mod model;
 pub mod net;
 pub mod plan;
 pub mod preflight;
+pub mod privileges;
 pub mod status;
+pub mod supervisor;
 pub mod survey;

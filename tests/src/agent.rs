@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -125,7 +125,8 @@ impl Agent {
         Ok(agent)
     }
 
-    fn launch(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
+    /// Starts the agent and does not wait for anything. `change` as in [`start_as`](Self::start_as).
+    pub fn launch(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
         let (configuration, command) = prepare(lab, yaml)?;
         let process = Process::start("sluice agent", &mut change(command))?;
         let (pins, runtime) = paths(lab);
@@ -160,6 +161,12 @@ impl Agent {
     /// Sends SIGHUP, whatever stands in the configuration's place.
     pub fn hangup(&mut self) -> Result<()> {
         self.process.signal(libc::SIGHUP)
+    }
+
+    /// Waits for the agent to end by itself, and returns everything that it has said.
+    pub fn wait_end(mut self) -> Result<(ExitStatus, String)> {
+        let status = self.process.wait(READY_LIMIT)?;
+        Ok((status, self.process.wait_output()))
     }
 
     /// The command `sluice`, for other things than the agent.

@@ -10,4 +10,5 @@ pub mod process;
 pub mod programs;
 pub mod scenario;
 pub mod survive;
+pub mod unit;
 pub mod world;

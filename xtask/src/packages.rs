@@ -28,6 +28,11 @@ const PACKAGES: &[Package] = &[
         why: "NodePort- and hostPort-like DNAT in the tests of the return path",
     },
     Package { name: "bpftool", binary: "bpftool", why: "checks that every map prints with named fields" },
+    Package {
+        name: "systemd",
+        binary: "systemd-analyze",
+        why: "checks the unit, and says what is in its filter's groups",
+    },
     Package { name: "snmp", binary: "snmptrap", why: "sends SNMP traps and informs" },
     Package { name: "snmptrapd", binary: "snmptrapd", why: "receives them in the pods" },
     Package { name: "bird2", binary: "bird", why: "BGP on both sides of a VIP" },

@@ -35,15 +35,31 @@ const RINGS: &[Ring] = &[
     },
     Ring { below: "lb-userspace/src/survey", why: EDGE, modules: &["engine", "cli"], texts: &["aya::programs"] },
     Ring { below: "lb-userspace/src/config", why: EDGE, modules: &["engine", "cli", "dataplane"], texts: &["aya::"] },
-    Ring { below: "lb-userspace/src/net", why: EDGE, modules: &["engine", "cli", "config"], texts: &["aya::"] },
-    Ring { below: "lb-userspace/src/dataplane", why: EDGE, modules: &["engine", "cli", "config"], texts: &[] },
+    Ring {
+        below: "lb-userspace/src/net",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "privileges"],
+        texts: &["aya::"],
+    },
+    Ring {
+        below: "lb-userspace/src/privileges",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "dataplane"],
+        texts: &["aya::"],
+    },
+    Ring {
+        below: "lb-userspace/src/dataplane",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "privileges"],
+        texts: &[],
+    },
     Ring { below: "lb-common/src", why: "lb-common decides, and touches nothing", modules: &[], texts: IO },
 ];
 
 const PURE: &str = "a pure module takes what it needs as arguments";
 const LINKS: &str = "pre-flight judges what others looked at: of the edge it knows the plain values of `net` alone";
 const EDGE: &str = "an edge module knows neither the engine nor its neighbours";
-const OUTER: &[&str] = &["net", "dataplane", "engine", "config", "cli"];
+const OUTER: &[&str] = &["net", "privileges", "supervisor", "dataplane", "engine", "config", "cli"];
 const IO: &[&str] = &[
     "std::fs",
     "std::process",

@@ -18,6 +18,7 @@ use crate::{
     config::{self, PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT},
     failure,
     preflight::{self, Report},
+    privileges,
     status::{self, SOCKET_NAME, render_table},
     survey,
 };
@@ -55,7 +56,9 @@ pub enum Command {
     /// ends, however that is, the data plane goes on: the next agent adopts it, and no packet is lost. `sluice detach`
     /// removes it.
     ///
-    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST, CAP_PERFMON and CAP_SYS_ADMIN. Once it runs, it keeps
+    /// CAP_NET_ADMIN; a helper process that works in pods' namespaces keeps CAP_SYS_ADMIN as well. One agent runs on a
+    /// node.
     #[command(after_help = "\
 Examples:
   sluice agent --config /etc/sluice/sluice.yaml
@@ -120,6 +123,9 @@ Examples:
 
 Exit status: 0 an agent would start, 1 it would not, or, with --strict, there are warnings; 2 wrong usage.")]
     Preflight(PreflightArgs),
+    /// Work in pods' namespaces for an agent, which starts this itself.
+    #[command(name = privileges::HELPER_COMMAND, hide = true)]
+    NetnsHelper,
 }
 
 /// Arguments of `sluice agent`.
@@ -264,6 +270,7 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
         Command::Schema => print(&config::schema_text()),
         Command::Detach(args) => detach(&args, actions),
         Command::Preflight(args) => look_at_node(&args),
+        Command::NetnsHelper => privileges::serve(),
     };
     match done {
         Ok(()) => found,

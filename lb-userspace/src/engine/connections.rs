@@ -14,7 +14,7 @@ use crate::{
     model::Protocol,
     net::{
         links::PodInterface,
-        sockets::{Connection, Listeners, connections, connections_in},
+        sockets::{Connection, Listeners, connections},
     },
     plan::{
         ops::MapOp,
@@ -73,8 +73,7 @@ impl Engine {
     /// can have come through a VIP. A pod that only got another interface keeps its records, because its sessions
     /// through VIPs cannot be told from the others any more.
     pub(super) fn learn_pod(&mut self, pod: &PodInterface, addresses: &[IpAddr]) -> anyhow::Result<()> {
-        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
-        let cookie = netns.cookie()?;
+        let cookie = self.helper.cookie(pod.netns_id)?;
         let fresh: Vec<IpAddr> =
             addresses.iter().copied().filter(|address| self.followed.get(address) != Some(&cookie)).collect();
         let endpoints: BTreeMap<(IpAddr, u16), u32> = self
@@ -92,7 +91,7 @@ impl Engine {
             }
             let ports: BTreeSet<u16> = endpoints.keys().map(|(_, port)| *port).collect();
             let ports: Vec<u16> = ports.into_iter().collect();
-            let found = connections_in(&netns, &ports, Listeners::Without)?;
+            let found = self.helper.connections(pod.netns_id, &ports, Listeners::Without)?;
             self.record(found, |local| endpoints.get(&(local.ip(), local.port())).copied());
         }
         self.followed.extend(fresh.into_iter().map(|address| (address, cookie)));
@@ -104,10 +103,7 @@ impl Engine {
         match finding {
             Some(finding) if finding.is_host() => Ok(connections(ports, Listeners::Without)?),
             Some(finding) => match finding.pod().map(|pod| pod.netns_id) {
-                Some(id) => {
-                    let netns = self.namespaces.find(&mut self.netlink, id)?;
-                    Ok(connections_in(&netns, ports, Listeners::Without)?)
-                }
+                Some(id) => Ok(self.helper.connections(id, ports, Listeners::Without)?),
                 None => Ok(Vec::new()),
             },
             None => Ok(Vec::new()),

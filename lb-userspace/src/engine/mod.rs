@@ -15,6 +15,7 @@ mod reload;
 mod renew;
 mod report;
 mod start;
+mod summary;
 mod undo;
 mod uplinks;
 mod vips;
@@ -49,12 +50,12 @@ use self::{
 };
 use crate::{
     dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
+    failure,
     model::Snapshot,
     net::{
         Netlink,
         links::{self, Mac},
         monitor::{Changes, Monitor},
-        netns::Namespaces,
         routes,
     },
     plan::{
@@ -63,7 +64,9 @@ use crate::{
         room::Stage,
     },
     preflight::resolve::Place,
+    privileges::{self, Helper},
     status,
+    supervisor::Supervisor,
 };
 
 /// How often what no event tells of is looked after: retries, records, the configuration file's version.
@@ -89,7 +92,8 @@ pub struct Engine {
     /// What pre-flight and the kernel say of node and uplinks.
     preflight: preflight::Findings,
     netlink: Netlink,
-    namespaces: Namespaces,
+    /// Does what is to be done in pods' namespaces.
+    helper: Helper,
     findings: BTreeMap<Wanted, Finding>,
     gro_changes: GroChanges,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
@@ -118,6 +122,7 @@ pub struct Engine {
 
 /// Runs the agent with this configuration file until it is told to stop.
 pub fn run(config: &Path) -> Result<()> {
+    privileges::begin()?;
     // Before the file is read: whoever changes it meanwhile is heard.
     let (source, snapshot) = Source::open(config)?;
     guard::check_capabilities()?;
@@ -125,15 +130,21 @@ pub fn run(config: &Path) -> Result<()> {
     let lock = Lock::take(&snapshot.run_directory)?;
     // Before anything is touched: the disk may be full.
     let socket = status::Socket::make(&snapshot.run_directory.join(status::SOCKET_NAME))?;
+    let helper = Helper::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
-        let mut engine = Engine::start(snapshot, lock)?;
+        let mut supervisor = Supervisor::from_environment();
+        let mut engine = Engine::start(snapshot, lock, helper)?;
         engine.preflight = preflight::Findings::of_start(found);
         engine.note_attached();
-        let result = engine.serve(monitor, signals, source, socket).await;
+        let result = match privileges::relinquish() {
+            Ok(()) => engine.serve(monitor, signals, source, socket, &mut supervisor).await,
+            Err(error) => Err(error.into()),
+        };
+        supervisor.stopping(&result.as_ref().map_or_else(failure::describe, |()| "stopping".to_owned()));
         engine.stop();
         result
     })
@@ -163,6 +174,7 @@ impl Engine {
         mut signals: Signals,
         mut source: Source,
         socket: status::Socket,
+        supervisor: &mut Supervisor,
     ) -> Result<()> {
         let (ask, mut questions) = mpsc::channel::<Asked>(8);
         let listener = socket.publish()?;
@@ -173,6 +185,7 @@ impl Engine {
         let mut monitor = unsafe { AsyncFd::register(monitor) }?;
         let mut ticks = 0u64;
         info!(services = self.snapshot.services.len(), "ready");
+        supervisor.ready(self.summary());
         loop {
             tokio::select! {
                 ready = monitor.readable_mut() => {
@@ -184,11 +197,18 @@ impl Engine {
                     self.follow(&changes);
                 }
                 Some(question) = questions.recv() => self.answer(question),
-                snapshot = source.next() => self.reload(snapshot),
+                snapshot = source.next() => {
+                    supervisor.reloading();
+                    self.reload(snapshot);
+                    supervisor.ready(self.summary());
+                }
                 _ = tick.tick() => {
                     ticks += 1;
                     source.look();
+                    // It cannot be had again; another agent can, and the data plane goes on meanwhile.
+                    self.helper.check()?;
                     self.look_after(ticks);
+                    supervisor.alive(|| self.summary());
                 }
                 _ = signals.hangup.recv() => source.ask(),
                 _ = signals.terminate.recv() => return Ok(()),

@@ -19,7 +19,7 @@ use tracing::debug;
 use super::{Engine, flows::Round, opaque::is_opaque};
 use crate::{
     model::Protocol,
-    net::sockets::{Connection, Listeners, connections, connections_in},
+    net::sockets::{Connection, Listeners, connections},
     plan::{
         history::Position,
         ops::MapOp,
@@ -240,8 +240,7 @@ impl Engine {
             return Ok(Some(connections(ports, Listeners::Without)?));
         }
         let Some(id) = finding.pod().map(|pod| pod.netns_id) else { return Ok(None) };
-        let netns = self.namespaces.find(&mut self.netlink, id)?;
-        Ok(Some(connections_in(&netns, ports, Listeners::Without)?))
+        Ok(Some(self.helper.connections(id, ports, Listeners::Without)?))
     }
 }
 

@@ -29,8 +29,9 @@ use crate::{
         tables::{Tables, read_undos},
     },
     model::{Limits, Snapshot},
-    net::{Netlink, netns::Namespaces},
+    net::Netlink,
     plan::{maglev, planner::Planner},
+    privileges::Helper,
     status,
 };
 
@@ -42,7 +43,7 @@ impl Engine {
     ///
     /// # Errors
     /// What was adopted goes on as it was; what was made is taken down.
-    pub(super) fn start(snapshot: Snapshot, lock: Lock) -> Result<Self> {
+    pub(super) fn start(snapshot: Snapshot, lock: Lock, helper: Helper) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
         let pin_directory = bpffs::prepare(&pins)?;
         if pin_directory.mounted {
@@ -53,7 +54,7 @@ impl Engine {
         for (name, entries, bytes) in sizes.maps(cpus) {
             info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
         }
-        let begun = Begun { snapshot, lock, pin_directory, sizes };
+        let begun = Begun { snapshot, lock, helper, pin_directory, sizes };
         match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
             Left::Same => Self::adopt(begun),
             Left::Nothing => Self::make(begun),
@@ -125,7 +126,7 @@ impl Engine {
             exits: BTreeMap::new(),
             preflight: Findings::default(),
             netlink: Netlink::open()?,
-            namespaces: Namespaces::default(),
+            helper: begun.helper,
             findings: BTreeMap::new(),
             gro_changes: BTreeMap::new(),
             followed: BTreeMap::new(),
@@ -158,6 +159,7 @@ impl Engine {
 pub(super) struct Begun {
     pub snapshot: Snapshot,
     lock: Lock,
+    helper: Helper,
     pin_directory: PinDirectory,
     pub sizes: Sizes,
 }

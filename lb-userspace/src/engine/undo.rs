@@ -11,7 +11,7 @@ use crate::{
     dataplane::DataPlaneError,
     net::{
         NetnsId,
-        ethtool::{Ethtool, Offload, get_in, set_in},
+        ethtool::{Ethtool, Offload},
         links::{Links, PodInterface},
     },
 };
@@ -46,13 +46,13 @@ fn own(ifindex: u32, offload: Offload) -> Option<UndoKey> {
 impl Engine {
     /// Turns on GRO of a pod's interface, so that the interface takes what XDP redirects to it.
     pub(super) fn turn_gro_on(&mut self, pod: &PodInterface) -> anyhow::Result<()> {
-        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
-        if get_in(&netns, pod.pod_ifindex, Offload::Gro)? {
+        let (netns, ifindex) = (pod.netns_id, pod.pod_ifindex);
+        if self.helper.gro(netns, ifindex)? {
             return Ok(());
         }
-        let key = UndoKey { netns_cookie: netns.cookie()?, ifindex: pod.pod_ifindex, setting: setting::GRO };
+        let key = UndoKey { netns_cookie: self.helper.cookie(netns)?, ifindex, setting: setting::GRO };
         self.tables.note_undo(key, false)?;
-        set_in(&netns, pod.pod_ifindex, Offload::Gro, true)?;
+        self.helper.set_gro(netns, ifindex, true)?;
         self.gro_changes.insert(key, pod.netns_id);
         Ok(())
     }
@@ -70,8 +70,7 @@ impl Engine {
         for (key, pod) in over {
             // A pod that is gone has taken its setting along.
             if let Some((netns_id, interface)) = pod {
-                let netns = self.namespaces.find(&mut self.netlink, netns_id);
-                if let Err(error) = netns.and_then(|netns| set_in(&netns, key.ifindex, Offload::Gro, false)) {
+                if let Err(error) = self.helper.set_gro(netns_id, key.ifindex, false) {
                     warn!(%error, interface, "GRO of a pod's interface stays on");
                     continue;
                 }
@@ -140,10 +139,6 @@ impl Engine {
     /// The pods' namespaces by cookie.
     pub(super) fn cookies(&mut self, links: &Links) -> BTreeMap<u64, NetnsId> {
         let ids: BTreeSet<NetnsId> = links.pods.iter().map(|pod| pod.netns_id).collect();
-        let cookie = |id: NetnsId| {
-            let netns = self.namespaces.find(&mut self.netlink, id).ok()?;
-            Some((netns.cookie().ok()?, id))
-        };
-        ids.into_iter().filter_map(cookie).collect()
+        ids.into_iter().filter_map(|id| Some((self.helper.cookie(id).ok()?, id))).collect()
     }
 }

@@ -12,7 +12,6 @@ use crate::{
     net::{
         NetnsId,
         links::{Links, PodInterface},
-        loopback,
     },
     status::VipOnLo,
 };
@@ -40,10 +39,8 @@ impl Engine {
     pub(super) fn own_vip(&mut self, pod: &PodInterface, vip: IpAddr, assign: bool) -> Result<VipOnLo, String> {
         match vip_on_lo(pod, vip) {
             VipOnLo::Missing if assign => {
-                let netns = self.namespaces.find(&mut self.netlink, pod.netns_id);
-                netns
-                    .and_then(|netns| loopback::assign(&netns, vip))
-                    .map_err(|error| format!("VIP not on lo: {error}"))?;
+                let assigned = self.helper.assign_vip(pod.netns_id, vip);
+                assigned.map_err(|error| format!("VIP not on lo: {error}"))?;
                 info!(%vip, interface = pod.host_name, "VIP put on a pod's lo");
                 Ok(VipOnLo::Agent)
             }
@@ -78,8 +75,7 @@ impl Engine {
     }
 
     fn withdraw_vip(&mut self, netns_id: NetnsId, vip: IpAddr) {
-        let netns = self.namespaces.find(&mut self.netlink, netns_id);
-        match netns.and_then(|netns| loopback::withdraw(&netns, vip)) {
+        match self.helper.withdraw_vip(netns_id, vip) {
             Ok(()) => info!(%vip, "VIP taken from a pod's lo"),
             // Where the pod is gone, so is the address.
             Err(error) => warn!(%error, %vip, "VIP stays on a pod's lo"),

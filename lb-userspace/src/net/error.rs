@@ -2,13 +2,15 @@
 
 use std::{fmt, io};
 
+use serde::{Deserialize, Serialize};
+
 use super::NetnsId;
 
 /// The result of asking the kernel.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the kernel did not answer as hoped.
-#[derive(Debug, thiserror::Error)]
+/// Why the kernel did not answer as hoped. Crosses process boundaries whole: the system's error number stays what it is.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     /// The process lacks a privilege.
     #[error("cannot {action}: needs {capability}; run as root or grant that capability")]
@@ -60,6 +62,7 @@ pub enum Error {
         /// What was tried.
         action: String,
         /// The kernel's error.
+        #[serde(with = "system_error")]
         source: io::Error,
     },
 }
@@ -83,7 +86,7 @@ impl Error {
 }
 
 /// A capability of capabilities(7) that this module may miss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Capability {
     /// Interfaces' settings, and looking into other namespaces.
     NetAdmin,
@@ -102,6 +105,28 @@ impl fmt::Display for Capability {
             Self::NetBroadcast => "CAP_NET_BROADCAST",
             Self::SysAdmin => "CAP_SYS_ADMIN",
             Self::SysPtrace => "CAP_SYS_PTRACE",
+        })
+    }
+}
+
+/// An error of the system as its number, and one of the library as its text.
+mod system_error {
+    use std::io;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(error: &io::Error, serializer: S) -> Result<S::Ok, S::Error> {
+        match error.raw_os_error() {
+            Some(number) => Ok(number),
+            None => Err(error.to_string()),
+        }
+        .serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<io::Error, D::Error> {
+        Ok(match Result::<i32, String>::deserialize(deserializer)? {
+            Ok(number) => io::Error::from_raw_os_error(number),
+            Err(text) => io::Error::other(text),
         })
     }
 }

@@ -153,15 +153,21 @@ impl Ethtool {
     }
 }
 
-/// Whether an offload of a pod's interface is on.
-pub fn get_in(netns: &Netns, index: InterfaceIndex, offload: Offload) -> Result<bool> {
-    let ethtool = Ethtool::open_in(netns)?;
+/// Whether an offload of an interface of the calling thread's namespace is on.
+pub fn get_here(index: InterfaceIndex, offload: Offload) -> Result<bool> {
+    let ethtool = Ethtool::open()?;
     ethtool.get(&ethtool.interface_name(index)?, offload)
 }
 
-/// Switches an offload of a pod's interface and returns how it was before; see [`Ethtool::set`].
+/// [`set_here`] in another namespace.
 pub fn set_in(netns: &Netns, index: InterfaceIndex, offload: Offload, on: bool) -> Result<bool> {
-    let ethtool = Ethtool::open_in(netns)?;
+    netns.run(|| set_here(index, offload, on))?
+}
+
+/// Switches an offload of an interface of the calling thread's namespace and returns how it was before; see
+/// [`Ethtool::set`].
+pub fn set_here(index: InterfaceIndex, offload: Offload, on: bool) -> Result<bool> {
+    let ethtool = Ethtool::open()?;
     ethtool.set(&ethtool.interface_name(index)?, offload, on)
 }
 

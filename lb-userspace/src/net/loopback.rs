@@ -44,46 +44,53 @@ const SETTINGS: [Setting; 2] = [
     Setting { path: "/proc/sys/net/ipv4/conf/all/arp_announce", raised: "2", bit: 2 },
 ];
 
-/// Puts a VIP on the `lo` of a namespace, as a /32 or /128. One that is there stays as it is, whoever put it there.
-///
-/// # Errors
-/// Needs CAP_NET_ADMIN over the namespace and, for IPv4, a writable `/proc/sys`.
+/// [`assign_here`] in another namespace.
 pub fn assign(netns: &Netns, vip: IpAddr) -> Result<()> {
-    netns.run(|| {
-        let mut netlink = Netlink::open()?;
-        let mut label = None;
-        if vip.is_ipv4() {
-            let known = assigned(&mut netlink)?.into_iter().find_map(|(_, changed)| changed);
-            // What it was before is known from the first VIP on.
-            let changed = known.map_or_else(raise, Ok)?;
-            label = Some(AddressAttribute::Label(format!("{LABEL}{changed}")));
-        }
-        let mut message = message(vip);
-        message.attributes.extend([AddressAttribute::Protocol(ASSIGNED)].into_iter().chain(label));
-        // No other interface can have heard of it: there is nobody to ask for duplicates.
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        let action = format!("put {vip} on the pod's lo");
-        match netlink.change(&action, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
-            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            done => done,
-        }
-    })?
+    netns.run(|| assign_here(vip))?
 }
 
-/// Takes a VIP from the `lo` of a namespace, if an agent has put it there; with the last one of IPv4 the settings are
-/// as they were, unless somebody has changed them meanwhile.
+/// [`withdraw_here`] in another namespace.
 pub fn withdraw(netns: &Netns, vip: IpAddr) -> Result<()> {
-    netns.run(|| {
-        let mut netlink = Netlink::open()?;
-        let there = assigned(&mut netlink)?;
-        let Some(&(_, changed)) = there.iter().find(|(address, _)| *address == vip) else { return Ok(()) };
-        let action = format!("take {vip} from the pod's lo");
-        netlink.change(&action, RouteNetlinkMessage::DelAddress(message(vip)), 0)?;
-        match changed {
-            Some(changed) if there.iter().filter(|(address, _)| address.is_ipv4()).count() == 1 => lower(changed),
-            _ => Ok(()),
-        }
-    })?
+    netns.run(|| withdraw_here(vip))?
+}
+
+/// Puts a VIP on the `lo` of the calling thread's namespace, as a /32 or /128. One that is there stays as it is, whoever
+/// put it there.
+///
+/// # Errors
+/// Needs CAP_NET_ADMIN over the namespace and, for IPv4, a writable `/proc/sys/net`.
+pub fn assign_here(vip: IpAddr) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let mut label = None;
+    if vip.is_ipv4() {
+        let known = assigned(&mut netlink)?.into_iter().find_map(|(_, changed)| changed);
+        // What it was before is known from the first VIP on.
+        let changed = known.map_or_else(raise, Ok)?;
+        label = Some(AddressAttribute::Label(format!("{LABEL}{changed}")));
+    }
+    let mut message = message(vip);
+    message.attributes.extend([AddressAttribute::Protocol(ASSIGNED)].into_iter().chain(label));
+    // No other interface can have heard of it: there is nobody to ask for duplicates.
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    let action = format!("put {vip} on the pod's lo");
+    match netlink.change(&action, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        done => done,
+    }
+}
+
+/// Takes a VIP from the `lo` of the calling thread's namespace, if an agent has put it there; with the last one of IPv4
+/// the settings are as they were, unless somebody has changed them meanwhile.
+pub fn withdraw_here(vip: IpAddr) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let there = assigned(&mut netlink)?;
+    let Some(&(_, changed)) = there.iter().find(|(address, _)| *address == vip) else { return Ok(()) };
+    let action = format!("take {vip} from the pod's lo");
+    netlink.change(&action, RouteNetlinkMessage::DelAddress(message(vip)), 0)?;
+    match changed {
+        Some(changed) if there.iter().filter(|(address, _)| address.is_ipv4()).count() == 1 => lower(changed),
+        _ => Ok(()),
+    }
 }
 
 fn message(vip: IpAddr) -> AddressMessage {

@@ -28,7 +28,7 @@ pub type InterfaceIndex = u32;
 
 /// The name that *our* namespace has for another one (`nsid`), never negative. Two namespaces may know a third by
 /// different ids, and an id is given to another namespace once its own is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct NetnsId(pub i32);
 
 impl std::fmt::Display for NetnsId {

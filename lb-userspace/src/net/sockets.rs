@@ -7,10 +7,12 @@ use netlink_packet_sock_diag::{
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Netlink, Result, netns::Netns};
 
 /// A TCP socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Connection {
     /// Address and port of the namespace that was asked. IPv4, never mapped into IPv6. Unspecified for a listener on
     /// any address; one on `[::]` may accept IPv4 too.
@@ -22,7 +24,7 @@ pub struct Connection {
 }
 
 /// States of a TCP connection (RFC 9293, section 3.3.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the RFC's names")]
 pub enum TcpState {
     Established,
@@ -59,7 +61,7 @@ impl TcpState {
 }
 
 /// Whether listening sockets are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Listeners {
     /// Leave them out.
     Without,
