@@ -64,7 +64,23 @@ pub(super) struct RawService {
     pub assign_vip: Option<Scalar>,
     pub session_affinity: Option<Scalar>,
     pub session_affinity_timeout_seconds: Option<Scalar>,
+    pub health_check: Option<Spanned<RawHealthCheck>>,
     pub backends: Option<Spanned<Vec<Spanned<RawBackend>>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawHealthCheck {
+    pub r#type: Option<Scalar>,
+    pub port: Option<Scalar>,
+    pub interval: Option<Scalar>,
+    pub timeout: Option<Scalar>,
+    pub rise: Option<Scalar>,
+    pub fall: Option<Scalar>,
+    pub path: Option<Scalar>,
+    pub host: Option<Scalar>,
+    pub service: Option<Scalar>,
+    pub payload: Option<Scalar>,
 }
 
 #[derive(Debug, Deserialize)]
