@@ -30,6 +30,14 @@ const RINGS: &[Ring] = &[
     Ring { below: "lb-userspace/src/config", why: EDGE, modules: &["engine", "cli", "dataplane"], texts: &["aya::"] },
     Ring { below: "lb-userspace/src/net", why: EDGE, modules: &["engine", "cli", "config"], texts: &["aya::"] },
     Ring { below: "lb-userspace/src/dataplane", why: EDGE, modules: &["engine", "cli", "config"], texts: &[] },
+    Ring {
+        below: "lb-userspace/src/health",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "net"],
+        texts: &["aya::"],
+    },
+    Ring { below: "lb-userspace/src/health/machine", why: PURE, modules: OUTER, texts: IO },
+    Ring { below: "lb-userspace/src/health/targets", why: PURE, modules: OUTER, texts: IO },
     Ring { below: "lb-common/src", why: "lb-common decides, and touches nothing", modules: &[], texts: IO },
 ];
 
