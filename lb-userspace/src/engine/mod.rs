@@ -3,6 +3,7 @@
 mod connections;
 mod flows;
 mod guard;
+mod health;
 mod opaque;
 mod pods;
 mod prune;
@@ -36,6 +37,7 @@ use tracing::{error, info, warn};
 use self::{
     flows::Sweeper,
     guard::Lock,
+    health::Health,
     opaque::OpaqueEndpoints,
     pods::{Finding, GroChange, Wanted},
     uplinks::AttachedUplink,
@@ -50,6 +52,7 @@ use crate::{
         tables::Tables,
     },
     failure,
+    health::targets::without_failed,
     model::{Limits, Snapshot},
     net::{
         Netlink, links,
@@ -92,6 +95,7 @@ pub struct Engine {
     /// The last pod whose sockets were listed for the histories.
     listed_to: Option<IpAddr>,
     opaque: OpaqueEndpoints,
+    health: Health,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
@@ -161,12 +165,14 @@ impl Engine {
             engine.stop();
             return Err(error);
         }
+        engine.check_health();
         Ok(engine)
     }
 
     /// Loads the programs and makes the maps; nothing is attached yet.
     fn load(config: &Path, snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
         let pins = &snapshot.pin_directory;
+        let started = Instant::now();
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
         for (name, entries, bytes) in sizes.maps(cpus) {
@@ -191,13 +197,14 @@ impl Engine {
             away: BTreeMap::new(),
             listed_to: None,
             opaque: OpaqueEndpoints::new(),
+            health: Health::start(started)?,
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),
             written: Instant::now(),
             clock,
             sweeper: Sweeper::default(),
-            started: Instant::now(),
+            started,
             refusal: None,
             waiting: None,
             _lock: lock,
@@ -231,6 +238,7 @@ impl Engine {
                     // Whoever asked may have left.
                     let _ = question.send(self.status());
                 }
+                reports = self.health.reports() => self.follow_health(reports),
                 _ = tick.tick() => {
                     ticks += 1;
                     let now = file_version(&self.config);
@@ -270,6 +278,7 @@ impl Engine {
     fn look_after(&mut self, ticks: u64) {
         self.retire();
         self.sweep_flows();
+        self.note_refused();
         let unsettled = self.find_opaque()
             || self.waiting.is_some()
             || self.uplinks.len() != self.snapshot.uplinks.len()
@@ -311,7 +320,8 @@ impl Engine {
         }
         let places = self.find_pods(&links, &routes);
         self.planner.set_opaque(self.opaque_endpoints());
-        let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
+        let planned = without_failed(&self.snapshot, self.health.failed());
+        let ops = match self.planner.plan_in_stages(&planned, &places, self.started.elapsed())? {
             Stage::Whole(ops) => ops,
             Stage::Part(ops, PlanError::Full { what, key, capacity }) => {
                 left.push(format!(
@@ -371,6 +381,7 @@ impl Engine {
     }
 
     fn take_over(&mut self) -> Result<()> {
+        self.check_health();
         let new = settings(&self.snapshot, self.clock.hertz);
         self.tables.change_settings(|settings| {
             (settings.node_v4, settings.node_v6) = (new.node_v4, new.node_v6);
