@@ -515,14 +515,14 @@ pub struct BypassCount {
 }
 const _: () = assert!(size_of::<BypassCount>() == 32);
 
-/// Segments with payload that left an endpoint and whose socket was looked for. Counts are not exact: programs on
-/// several CPUs may write at once.
+/// TCP: segments with payload that left an endpoint and whose socket was looked for. UDP: datagrams that the pod's kernel had
+/// no socket for. Counts of segments are not exact: programs on several CPUs may write at once.
 #[repr(C)]
 pub struct Watch {
     /// Bits 0–31: how many, the latest, had no socket. Bits 32–63: when the last was looked after, in ticks of
     /// [`coarse_ticks`].
     pub run: Word,
-    /// How many had none.
+    /// How many had none. Of UDP: port unreachables from the pod about datagrams to the endpoint.
     pub unseen: Word,
     /// How many had one.
     pub seen: Word,
@@ -546,6 +546,17 @@ impl Watch {
             self.unseen.add(1);
             self.run.store(tick | (self.run.load() as u32).saturating_add(1) as u64);
         }
+    }
+
+    /// Counts a datagram that found no socket.
+    #[inline(always)]
+    pub fn note_refused(&self) {
+        self.unseen.add(1);
+    }
+
+    /// How many datagrams found no socket since the endpoint's id was given out or its pod changed.
+    pub fn refused(&self) -> u64 {
+        self.unseen.load()
     }
 
     /// How many segments in a row had no socket.

@@ -238,6 +238,9 @@ pub fn to_client<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place)
     if quote.defect.is_some() {
         return Told::Pass(Reason::NotAReply);
     }
+    if quote.protocol == protocol::UDP && headers.source == quote.destination && is_port_unreachable(frame, headers) {
+        note_refused(tables, &quote);
+    }
     let key = BypassKey {
         client: quote.source,
         pod: quote.destination,
@@ -267,6 +270,27 @@ pub fn to_client<F: Frame, T: ReturnTables>(frame: &F, tables: &T, place: Place)
     match rewrite::<false, F>(frame, headers, &quote, &change) {
         true => Told::Client(Client { client: headers.destination, vip, backend, pad: 0 }),
         false => Told::Drop(Reason::NoRoom),
+    }
+}
+
+/// Whether it says that nobody has the port (RFC 792; RFC 4443, 3.1).
+#[inline(always)]
+fn is_port_unreachable<F: Frame>(frame: &F, headers: &Headers) -> bool {
+    let [kind, code] = if headers.is_v4 { [3, 3] } else { [1, 4] };
+    frame.at::<ICMP>(headers.l4).is_some_and(|icmp| icmp.get::<0, u16>() == u16::from_ne_bytes([kind, code]))
+}
+
+/// Counts a datagram that an endpoint's own kernel had no socket for, whichever way it came: the agent's health checks read
+/// that. Of a pod that owns its VIP, the endpoint is known by the interface.
+#[inline(always)]
+fn note_refused<T: ReturnTables>(tables: &T, quote: &Quote) {
+    let key = ServiceKey::new(quote.destination, quote.destination_port, quote.protocol);
+    let endpoint = match tables.endpoint(&key) {
+        None => tables.endpoint(&key.at(tables.interface())),
+        found => found,
+    };
+    if let Some(counts) = endpoint.and_then(|endpoint| tables.counts(endpoint.id)) {
+        counts.watch.note_refused();
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod dataplane;
 pub mod engine;
 mod failure;
+pub mod health;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -1,6 +1,8 @@
 //! What the agent is told to do, validated. Every source (file, later Kubernetes) produces a [`Snapshot`];
 //! everything after it is shared.
 
+pub mod health;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -9,6 +11,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use self::health::HealthCheck;
 
 /// Uplinks of one node, which is what the map of uplinks holds; a bond of everything that fits into a machine has fewer.
 pub const UPLINKS_MAX: u32 = 16;
@@ -224,6 +228,8 @@ pub struct Service {
     pub rung: RungChoice,
     /// Whether a client's connections and datagrams go to one backend.
     pub affinity: Option<Affinity>,
+    /// Whether and how its backends are asked if they are well.
+    pub health_check: Option<HealthCheck>,
     /// Of the VIP's family; each (address, port) once. May be empty: the service then refuses.
     pub backends: Vec<Backend>,
 }

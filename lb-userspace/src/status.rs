@@ -100,6 +100,10 @@ pub struct ServiceStatus {
     pub replies: ReplyMode,
     /// Where a client stays with its backend: for how long after its last packet.
     pub session_affinity_seconds: Option<u64>,
+    /// How its backends are checked; none where they are not.
+    pub health_check: Option<String>,
+    /// All backends that would get connections have failed their checks, so all of them get connections.
+    pub fails_open: bool,
     /// Packets from clients that were forwarded, also to backends that are gone.
     pub packets: u64,
     /// Bytes of these packets.
@@ -138,12 +142,38 @@ pub struct BackendStatus {
     pub reason: Option<String>,
     /// The host's interface that leads to it.
     pub interface: Option<String>,
+    /// What its health checks have come to; none where it has none.
+    pub health: Option<HealthStatus>,
     /// By rung `direct`: whether the pod owns the VIP.
     pub vip_on_lo: Option<VipOnLo>,
     /// Packets sent to it.
     pub packets: u64,
     /// Bytes of these packets.
     pub bytes: u64,
+}
+
+/// What the health checks of a backend have come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthStatus {
+    /// Whether it gets new connections.
+    pub state: HealthState,
+    /// For how long.
+    pub seconds: u64,
+    /// Why the last check that failed did.
+    pub last_error: Option<String>,
+}
+
+/// Whether a backend answers its health checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// Not known yet: counts as healthy.
+    Unknown,
+    /// It does.
+    Healthy,
+    /// It does not, and drains unless all others fail too.
+    Unhealthy,
 }
 
 /// Whether a backend can take packets.

@@ -249,6 +249,11 @@ impl Kernel {
         }
     }
 
+    /// Datagrams that found no socket, by endpoint id.
+    pub fn refused(&self) -> Vec<u64> {
+        self.bypass_counts.iter().map(|counts| counts.watch.refused()).collect()
+    }
+
     /// Puts a record into `bypasses`, as a program would.
     pub fn add_bypass(&mut self, key: BypassKey, endpoint: u32, backend: u32) {
         map_of::<HashMap<_, BypassKey, Bypass>>(&mut self.ebpf, "bypasses")

@@ -203,6 +203,11 @@ impl World {
         self.record_fragment(key, record);
     }
 
+    /// Datagrams that found no socket, by endpoint id.
+    pub fn refused(&self) -> Vec<u64> {
+        self.bypass_counts.iter().map(|counts| counts.watch.refused()).collect()
+    }
+
     /// What packets have changed so far.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {

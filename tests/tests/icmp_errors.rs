@@ -5,20 +5,24 @@ use std::net::IpAddr;
 
 use lb_common::{
     abi::{NO_BACKEND, ServiceKey, protocol},
+    icmp,
     mark::{self, Mark},
     packet::host::HostFrame,
     reason::Reason,
+    reply::Place,
 };
 use lb_tests::{
     kernel::{Kernel, object},
     packets::{Checksum, Extension, Packet, Transport, VLAN, flag, hex},
     world::{
+        World,
         action::{DROP, PASS, REDIRECT},
         content::{
-            Content, VIPS, backend, hop,
+            Content, VIPS, backend, direct, hop,
             moved::{DUAL, PORT},
             pod, veth,
         },
+        frame::TestFrame,
         sockets::{Sockets, State, client, connection},
     },
 };
@@ -306,6 +310,59 @@ fn errors_of_pods_reach_the_client_from_the_vip() {
             let outcome = kernel.run_tc("sluice_uplink_out", &error.frame());
             assert_eq!(kernel.reasons(), [(Reason::Replied, 1)], "from {from}");
             assert_eq!((outcome.0, hex(&outcome.1)), (UNSPEC, hex(&out.frame())), "from {from}");
+        }
+    }
+}
+
+/// What health checks by datagram go by. Counted whichever way the datagram came, and only where the pod's own kernel says it.
+#[test]
+fn a_port_that_a_pods_kernel_calls_unreachable_is_counted_for_its_endpoint() {
+    let Some(object) = object() else { return };
+    let content = Content::full();
+    let mut kernel = Kernel::load(&object, &content);
+    let world = World::new(&content);
+    for ends in Ends::BOTH.map(Ends::of) {
+        let to = |id: u32| Packet::from(ends.client).to(ends.pod(id)).hops(9);
+        let from = |from: IpAddr, request: &Packet| told(ends, from, request, 0, (ends.vip, 162)).0;
+        let (kind, code) = if ends.is_v4() { (3, 1) } else { (1, 3) };
+        let of_host = |request: &Packet| {
+            Packet::from(ends.pod(0)).to(ends.client).icmp(kind, code).saying(0).carrying(&request.ip())
+        };
+        let (datagram, segment) = (to(0).udp(CLIENT_PORT, 8000), to(0).tcp(CLIENT_PORT, 8000));
+        let (other, unrecorded) = (to(0).udp(CLIENT_PORT, 9), to(backend::JUMBO).udp(CLIENT_PORT, 8008));
+        let owned = Packet { destination: ends.vip, ..to(0).udp(CLIENT_PORT, direct::PORT_UDP) };
+        let of = |address: IpAddr, port| ServiceKey::new(address.into(), port, protocol::UDP);
+        for (what, packet, counted) in [
+            ("about a datagram through a VIP", from(ends.pod(0), &datagram), Some(of(ends.pod(0), 8000))),
+            ("at the last hop", from(ends.pod(0), &datagram).hops(1), Some(of(ends.pod(0), 8000))),
+            (
+                "whom no record names",
+                from(ends.pod(backend::JUMBO), &unrecorded),
+                Some(of(ends.pod(backend::JUMBO), 8008)),
+            ),
+            (
+                "a pod's that owns the VIP",
+                from(ends.vip, &owned),
+                Some(of(ends.vip, direct::PORT_UDP).at(direct::INTERFACE)),
+            ),
+            ("from a router", from(ends.router, &datagram), None),
+            ("host unreachable", of_host(&datagram), None),
+            ("about a segment", from(ends.pod(0), &segment), None),
+            ("of a port without a service", from(ends.pod(0), &other), None),
+        ] {
+            let id = counted.map(|key| {
+                content.endpoints.iter().find(|(known, _)| *known == key).expect("an endpoint").1.id as usize
+            });
+            let frame = packet.frame();
+            let before = (kernel.refused(), world.refused());
+            kernel.run_tc("sluice_return", &frame);
+            icmp::to_client(&TestFrame::new(&frame), &world, Place::Pod);
+            for (place, before, after) in [("kernel", before.0, kernel.refused()), ("host", before.1, world.refused())]
+            {
+                let mut wanted = before;
+                id.into_iter().for_each(|id| wanted[id] += 1);
+                assert_eq!(after, wanted, "{what}, {}, {place}", ends.client);
+            }
         }
     }
 }

@@ -53,6 +53,14 @@ const RINGS: &[Ring] = &[
         modules: &["engine", "cli", "config", "privileges"],
         texts: &[],
     },
+    Ring {
+        below: "lb-userspace/src/health",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "net"],
+        texts: &["aya::"],
+    },
+    Ring { below: "lb-userspace/src/health/machine", why: PURE, modules: OUTER, texts: IO },
+    Ring { below: "lb-userspace/src/health/targets", why: PURE, modules: OUTER, texts: IO },
     Ring { below: "lb-common/src", why: "lb-common decides, and touches nothing", modules: &[], texts: IO },
 ];
 

@@ -41,6 +41,8 @@ kind! {
     Switch: { "type": ["boolean", "string"], "pattern": "^(true|false)$" }
     /// Any text; a number is one too.
     Text: { "type": ["string", "number", "boolean"] }
+    /// A whole number of milliseconds or seconds.
+    TimeSpan: { "type": "string", "pattern": "^[0-9]+(ms|s)$" }
     /// An IPv4 or IPv6 address.
     Address: { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] }
     /// An absolute path.

@@ -5,6 +5,7 @@
 //! `docs/configuration.md` is the reference of the keys; a test compares it with [`raw`].
 
 mod capacity;
+mod health;
 mod kinds;
 mod problem;
 mod raw;

@@ -13,7 +13,8 @@ use serde_saphyr::Spanned;
 use super::{
     PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT,
     capacity::{self, LIMIT_MAX},
-    kinds::{Address, Number, PathName, PowerOfTwo, Switch, Text, optional_words, rules, words},
+    health,
+    kinds::{Address, Number, PathName, PowerOfTwo, Switch, Text, TimeSpan, optional_words, rules, words},
     scalar::Scalar,
     service::{
         self, AFFINITIES, AFFINITY_SECONDS, AFFINITY_SECONDS_DEFAULT, NAME_BYTES_MAX, PORTS_MAX, PROTOCOLS, REPLIES,
@@ -210,6 +211,9 @@ pub(super) struct RawService {
         )
     )]
     pub session_affinity_timeout_seconds: Option<Scalar>,
+    /// Whether the pods answer is asked, see below.
+    #[schemars(with = "Option<RawHealthCheck>", extend("x-default" = "none"))]
+    pub health_check: Option<Spanned<RawHealthCheck>>,
     /// The pods, each (address, port) once. Without any, and with all of them draining, new connections are refused.
     #[schemars(
         with = "Option<Vec<RawBackend>>",
@@ -217,6 +221,67 @@ pub(super) struct RawService {
         extend("default" = [], "x-kubernetes" = "EndpointSlice.endpoints[]")
     )]
     pub backends: Option<Spanned<Vec<Spanned<RawBackend>>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("allOf" = health::rules()))]
+pub(super) struct RawHealthCheck {
+    /// What is asked; `none` as if the key was not there.
+    #[schemars(with = "Text", extend("enum" = words(&health::KINDS)))]
+    pub r#type: Option<Scalar>,
+    /// The pod's TCP port that is asked. A UDP service must name it; not for `udp`, which asks the backend's own.
+    #[schemars(with = "Option<Number>", range(min = 1, max = u16::MAX), extend("x-default" = "the backend's port"))]
+    pub port: Option<Scalar>,
+    /// From the begin of one check to that of the next, 100 ms to an hour; for `udp` at least `1s`. A duration is a whole
+    /// number of `ms` or `s`.
+    #[schemars(with = "Option<TimeSpan>", extend("default" = "5s"))]
+    pub interval: Option<Scalar>,
+    /// How long an answer may take, 10 ms to the interval.
+    #[schemars(with = "Option<TimeSpan>", extend("x-default" = "`2s`, at most the interval"))]
+    pub timeout: Option<Scalar>,
+    /// Checks in a row that must pass before a failed backend is used again.
+    #[schemars(
+        with = "Option<Number>",
+        range(min = *health::ROW.start(), max = *health::ROW.end()),
+        extend("default" = health::RISE_DEFAULT)
+    )]
+    pub rise: Option<Scalar>,
+    /// Checks in a row that must fail before a backend gets no new connections.
+    #[schemars(
+        with = "Option<Number>",
+        range(min = *health::ROW.start(), max = *health::ROW.end()),
+        extend("default" = health::FALL_DEFAULT)
+    )]
+    pub fall: Option<Scalar>,
+    /// `http`: path and query, visible ASCII characters.
+    #[schemars(
+        with = "Option<Text>",
+        length(max = health::PATH_BYTES_MAX),
+        extend("pattern" = "^/[!-~]*$", "default" = "/")
+    )]
+    pub path: Option<Scalar>,
+    /// `http`: the header `Host`, visible ASCII characters.
+    #[schemars(
+        with = "Option<Text>",
+        length(min = 1, max = health::NAME_BYTES_MAX),
+        extend("pattern" = "^[!-~]*$", "x-default" = "the pod's address and port")
+    )]
+    pub host: Option<Scalar>,
+    /// `grpc`: the name that is asked for, visible ASCII characters.
+    #[schemars(
+        with = "Option<Text>",
+        length(min = 1, max = health::NAME_BYTES_MAX),
+        extend("pattern" = "^[!-~]*$", "x-default" = "the server as a whole")
+    )]
+    pub service: Option<Scalar>,
+    /// `udp`: what the datagram carries, in pairs of hexadecimal digits.
+    #[schemars(
+        with = "Option<Text>",
+        length(max = 2 * health::PAYLOAD_BYTES_MAX),
+        extend("pattern" = "^([0-9a-fA-F]{2})*$", "default" = "")
+    )]
+    pub payload: Option<Scalar>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     ops::RangeInclusive,
     path::{Component, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Deserializer};
@@ -71,6 +72,25 @@ impl Scalar {
         }
         match self.text.parse::<u32>() {
             Ok(number) if range.contains(&number) => Ok(number),
+            _ => Err(self.problem(format!("{key} {} is out of range", quote(&self.text)), advice)),
+        }
+    }
+
+    /// A whole number of milliseconds or seconds in `range`: `500ms`, `5s`.
+    pub(super) fn duration(&self, key: &str, range: RangeInclusive<Duration>) -> Result<Duration, Problem> {
+        let (low, high) = (range.start(), range.end());
+        let advice = format!("write {low:?} to {high:?}, in whole milliseconds (ms) or seconds (s)");
+        let (digits, unit) = self.text.split_at(self.text.bytes().take_while(u8::is_ascii_digit).count());
+        let milliseconds = match unit {
+            "ms" => digits.parse::<u64>().ok(),
+            "s" => digits.parse::<u64>().ok().and_then(|seconds| seconds.checked_mul(1000)),
+            _ => {
+                let what = format!("{key} {} is no duration with its unit", quote(&self.text));
+                return Err(self.problem(what, advice));
+            }
+        };
+        match milliseconds.map(Duration::from_millis) {
+            Some(duration) if range.contains(&duration) => Ok(duration),
             _ => Err(self.problem(format!("{key} {} is out of range", quote(&self.text)), advice)),
         }
     }

@@ -10,6 +10,7 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
+    health,
     problem::{Position, Problem},
     raw::{RawBackend, RawService},
     scalar::{Scalar, position, quote},
@@ -119,6 +120,7 @@ impl<'a> Services<'a> {
         let replies = protocol.and_then(|protocol| self.replies(raw.replies.as_ref(), protocol, is_direct));
         let assign = self.assign_vip(raw.assign_vip.as_ref(), is_direct || rung.is_none());
         let affinity = self.affinity(raw);
+        let health_check = raw.health_check.as_ref().and_then(|raw| health::check(raw, protocol, self.problems));
         let targets = self.targets(raw.backends.as_ref(), vip);
         self.check_same_backend(&targets, &ports);
         if is_direct {
@@ -145,6 +147,7 @@ impl<'a> Services<'a> {
             replies,
             rung,
             affinity,
+            health_check: health_check.clone(),
             backends: targets.iter().map(|target| target.backend(port)).collect(),
         };
         ports.iter().map(service).collect()

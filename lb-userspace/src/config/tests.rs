@@ -7,6 +7,7 @@ use super::*;
 use crate::model::{Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, XdpModeChoice};
 
 mod direct;
+mod health;
 mod schema;
 mod shape;
 

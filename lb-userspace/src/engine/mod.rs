@@ -6,6 +6,7 @@ pub mod detach;
 mod exits;
 mod flows;
 mod guard;
+mod health;
 mod opaque;
 mod pods;
 mod preflight;
@@ -41,6 +42,7 @@ use tracing::{info, warn};
 use self::{
     flows::Sweeper,
     guard::Lock,
+    health::Health,
     opaque::OpaqueEndpoints,
     pods::{Finding, Wanted},
     questions::Asked,
@@ -51,6 +53,7 @@ use self::{
 use crate::{
     dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
     failure,
+    health::targets::without_failed,
     model::Snapshot,
     net::{
         Netlink,
@@ -103,6 +106,7 @@ pub struct Engine {
     /// The last pod whose sockets were listed for the histories.
     listed_to: Option<IpAddr>,
     opaque: OpaqueEndpoints,
+    health: Health,
     pending: VecDeque<MapOp>,
     /// By service, what backends forwarded that are its no more.
     gone_traffic: BTreeMap<VipKey, Traffic>,
@@ -140,9 +144,10 @@ pub fn run(config: &Path) -> Result<()> {
         let mut engine = Engine::start(snapshot, lock, helper)?;
         engine.preflight = preflight::Findings::of_start(found);
         engine.note_attached();
-        let result = match privileges::relinquish() {
+        let begun = privileges::relinquish().map_err(Into::into).and_then(|()| engine.health.begin(engine.started));
+        let result = match begun {
             Ok(()) => engine.serve(monitor, signals, source, socket, &mut supervisor).await,
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         supervisor.stopping(&result.as_ref().map_or_else(failure::describe, |()| "stopping".to_owned()));
         engine.stop();
@@ -202,6 +207,7 @@ impl Engine {
                     self.reload(snapshot);
                     supervisor.ready(self.summary());
                 }
+                reports = self.health.reports() => self.follow_health(reports),
                 _ = tick.tick() => {
                     ticks += 1;
                     source.look();
@@ -237,6 +243,7 @@ impl Engine {
     fn look_after(&mut self, ticks: u64) {
         self.retire();
         self.sweep_flows();
+        self.note_refused();
         let unsettled = self.find_opaque()
             || self.waiting.is_some()
             || self.uplinks.len() != self.places.len()
@@ -279,7 +286,8 @@ impl Engine {
         }
         let places = self.find_pods(&links, &routes);
         self.planner.set_opaque(self.opaque_endpoints());
-        let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
+        let planned = without_failed(&self.snapshot, self.health.failed());
+        let ops = match self.planner.plan_in_stages(&planned, &places, self.started.elapsed())? {
             Stage::Whole(ops) => ops,
             Stage::Part(ops, PlanError::Full { what, key, capacity }) => {
                 left.push(format!(

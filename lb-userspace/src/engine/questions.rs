@@ -8,6 +8,7 @@ use tokio::{
 use super::{Engine, reload::check_fixed};
 use crate::{
     config,
+    health::targets::without_failed,
     model::Snapshot,
     plan::{self, diff::Diff},
     status::{Answer, Question, Status},
@@ -61,7 +62,9 @@ impl Engine {
         let places = self.known_places();
         let mut planner = self.planner.clone();
         planner.set_opaque(self.opaque_endpoints());
-        let mut diff = plan::diff::diff(&planner, &self.snapshot, wanted, &places, self.started.elapsed());
+        let failed = self.health.failed();
+        let (now, planned) = (without_failed(&self.snapshot, failed), without_failed(wanted, failed));
+        let mut diff = plan::diff::diff(&planner, &now, &planned, &places, self.started.elapsed());
         let refusal = check_fixed(&self.snapshot, wanted).and_then(|()| self.approve_uplinks(wanted).map(drop)).err();
         diff.refused = refusal.map(|refusal| format!("{refusal:#}")).or(diff.refused);
         let mut unknown: Vec<String> = wanted

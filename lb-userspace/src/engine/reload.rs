@@ -176,6 +176,7 @@ impl Engine {
     }
 
     pub(super) fn take_over(&mut self) -> Result<()> {
+        self.check_health();
         let new = settings(&self.snapshot, self.clock.hertz);
         self.tables.change_settings(|settings| {
             (settings.node_v4, settings.node_v6) = (new.node_v4, new.node_v6);

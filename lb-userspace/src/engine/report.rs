@@ -9,6 +9,7 @@ use lb_common::{
 
 use super::Engine;
 use crate::{
+    health::targets::fails_open,
     model::Service,
     plan::planner::{EndpointKey, VipKey},
     status::{BackendState, BackendStatus, MapStatus, ReasonStatus, ServiceStatus, Status},
@@ -57,6 +58,7 @@ impl Engine {
                     opaque: self.why_opaque(&EndpointKey::of(service, backend)),
                     reason: finding.and_then(|finding| finding.reason.clone()),
                     interface: finding.and_then(|finding| finding.interface().map(str::to_owned)),
+                    health: self.health_of(service, backend),
                     vip_on_lo: finding.and_then(|finding| finding.vip_on_lo),
                     packets: traffic.packets,
                     bytes: traffic.bytes,
@@ -72,6 +74,8 @@ impl Engine {
             port: service.port,
             replies: service.replies,
             session_affinity_seconds: service.affinity.map(|affinity| affinity.timeout.as_secs()),
+            health_check: service.health_check.as_ref().map(ToString::to_string),
+            fails_open: fails_open(service, self.health.failed()),
             packets: gone.packets + backends.iter().map(|backend| backend.packets).sum::<u64>(),
             bytes: gone.bytes + backends.iter().map(|backend| backend.bytes).sum::<u64>(),
             slots: installed.filter(|i| i.value.backends_count != 0).map_or(0, |i| 1 << i.value.slots_log2),

@@ -17,7 +17,9 @@ use lb_common::{
 };
 use tracing::{info, warn};
 
-use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints, preflight::Findings, renew};
+use super::{
+    Engine, detach, flows::Sweeper, guard::Lock, health::Health, opaque::OpaqueEndpoints, preflight::Findings, renew,
+};
 use crate::{
     dataplane::{
         DataPlaneError,
@@ -89,6 +91,7 @@ impl Engine {
             error
         };
         let mut engine = made.map_err(taken_down)?;
+        engine.check_health();
         match engine.attach_uplinks().and_then(|()| engine.reconcile()) {
             Ok(()) => Ok(engine),
             Err(error) => {
@@ -133,6 +136,7 @@ impl Engine {
             away: BTreeMap::new(),
             listed_to: None,
             opaque: OpaqueEndpoints::new(),
+            health: Health::new(),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),

@@ -295,7 +295,8 @@ const fn address(backend: &Backend) -> SocketAddr {
 
 fn service_settings(old: &Service, new: &Service) -> Vec<Setting> {
     let text = |service: &Service| {
-        let Service { name, vip: _, protocol: _, port: _, replies, rung, affinity, backends: _ } = service;
+        let Service { name, vip: _, protocol: _, port: _, replies, rung, affinity, backends: _, health_check } =
+            service;
         let (rung, assign) = match rung {
             RungChoice::Auto => ("auto", false),
             RungChoice::Only(rung) => (rung.name(), false),
@@ -311,6 +312,7 @@ fn service_settings(old: &Service, new: &Service) -> Vec<Setting> {
             ("rung", rung.to_owned()),
             ("assignVip", assign.to_string()),
             ("sessionAffinity", affinity),
+            ("healthCheck", health_check.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)),
         ]
     };
     let pairs = text(old).into_iter().zip(text(new));

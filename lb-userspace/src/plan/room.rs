@@ -73,6 +73,7 @@ mod tests {
             replies: ReplyMode::Static,
             rung: RungChoice::Auto,
             affinity: None,
+            health_check: None,
             backends: vec![Backend { address: [10, 0, 0, last].into(), port: 80, weight: 1, drain: false }],
         };
         Snapshot {

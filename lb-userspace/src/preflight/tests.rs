@@ -49,6 +49,7 @@ fn healthy() -> (Facts, Snapshot) {
         replies: ReplyMode::Static,
         rung: RungChoice::Auto,
         affinity: None::<Affinity>,
+        health_check: None,
         backends: Vec::new(),
     };
     let snapshot = Snapshot {

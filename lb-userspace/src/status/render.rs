@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{BackendState, BackendStatus, ProgramStatus, ServiceStatus, Status};
+use super::{BackendState, BackendStatus, HealthState, HealthStatus, ProgramStatus, ServiceStatus, Status};
 use crate::{
     model::{ReplyMode, Rung},
     preflight::Severity,
@@ -289,8 +289,9 @@ fn services(services: &[ServiceStatus]) -> Table {
         };
         let slots = format!("{} slots{moved}", service.slots);
         let affinity = service.session_affinity_seconds.map_or(String::new(), |after| format!("affinity {after} s, "));
+        let check = service.health_check.as_ref().map_or(String::new(), |check| format!("check {check}, "));
         let heading =
-            format!("{} {endpoint}  {}  (replies {replies}, {affinity}{slots})", service.protocol, service.name);
+            format!("{} {endpoint}  {}  (replies {replies}, {affinity}{check}{slots})", service.protocol, service.name);
         lines.push(Line::Heading(
             cell(heading).styled(Style::Heading),
             vec![cell(count(service.packets)), cell(bytes(service.bytes))],
@@ -298,11 +299,16 @@ fn services(services: &[ServiceStatus]) -> Table {
         if service.backends.is_empty() {
             lines.push(Line::Note(cell("no backends: new connections are refused").styled(Style::Partly)));
         }
+        if service.fails_open {
+            let text = "all health checks fail: new connections go to all backends as if none did";
+            lines.push(Line::Note(cell(text).styled(Style::Bad)));
+        }
         for backend in &service.backends {
             lines.push(Line::Row(backend_row(backend, service.slots)));
             let style = if backend.state == BackendState::Ready { Style::Plain } else { Style::Partly };
             lines.extend(backend.reason.as_ref().map(|reason| Line::Note(cell(reason).styled(style))));
             lines.extend(backend.opaque.as_ref().map(|why| Line::Note(cell(format!("opaque: {why}")))));
+            lines.extend(backend.health.as_ref().and_then(health_note));
         }
     }
     if services.is_empty() {
@@ -315,8 +321,23 @@ fn services(services: &[ServiceStatus]) -> Table {
     }
 }
 
+/// What an operator wants to know of a check: that it has failed, for how long and why.
+fn health_note(health: &HealthStatus) -> Option<Line> {
+    let text = match (health.state, &health.last_error) {
+        (HealthState::Unhealthy, error) => {
+            let why = error.as_deref().unwrap_or("no reason is known");
+            format!("health check failed for {}: {why}", duration(health.seconds))
+        }
+        (HealthState::Unknown, Some(error)) => format!("no health check has passed yet: {error}"),
+        (HealthState::Unknown, None) | (HealthState::Healthy, _) => return None,
+    };
+    Some(Line::Note(cell(text).styled(Style::Partly)))
+}
+
 fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
+    let is_unhealthy = backend.health.as_ref().is_some_and(|health| health.state == HealthState::Unhealthy);
     let state = match (backend.state, backend.drain) {
+        (BackendState::Ready, _) if is_unhealthy => cell("unhealthy").styled(Style::Bad),
         (BackendState::Ready, false) if backend.opaque.is_some() => cell("opaque").styled(Style::Good),
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),

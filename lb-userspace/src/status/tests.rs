@@ -31,6 +31,7 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
         opaque: None,
         reason: None,
         interface: Some("veth0a1b2c3d".into()),
+        health: None,
         vip_on_lo: None,
         packets,
         bytes: packets * 120,
@@ -45,6 +46,8 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
         port,
         replies: ReplyMode::Static,
         session_affinity_seconds: None,
+        health_check: None,
+        fails_open: false,
         packets: 0,
         bytes: 0,
         slots: 0,
@@ -383,4 +386,36 @@ async fn a_socket_that_is_never_published_is_removed_again() {
     let directory = TestDirectory::new("unpublished");
     drop(Socket::make(&directory.socket()).unwrap());
     assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0);
+}
+
+#[test]
+fn a_failed_check_is_shown_with_its_reason_and_a_passed_one_is_not() {
+    let health =
+        |state, seconds, error: Option<&str>| Some(HealthStatus { state, seconds, last_error: error.map(Into::into) });
+    let refused = Some("connection refused");
+    let status = |fails_open| Status {
+        services: vec![ServiceStatus {
+            health_check: Some("tcp every 5s".into()),
+            fails_open,
+            slots: 256,
+            backends: vec![
+                BackendStatus { health: health(HealthState::Healthy, 9, refused), ..backend("10.244.1.1", 80, 0) },
+                BackendStatus { health: health(HealthState::Unhealthy, 75, refused), ..backend("10.244.1.2", 80, 0) },
+                BackendStatus { health: health(HealthState::Unknown, 1, refused), ..backend("10.244.1.3", 80, 0) },
+                BackendStatus { health: health(HealthState::Unknown, 1, None), ..backend("10.244.1.4", 80, 0) },
+            ],
+            ..service("web", "198.51.100.10", Protocol::Tcp, 80)
+        }],
+        ..Status::default()
+    };
+    let text = render_table(&status(false), false);
+    let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("TCP")).take(7).collect();
+    assert!(lines[0].contains("web  (replies static, check tcp every 5s, 256 slots)"), "{text}");
+    let told: Vec<&str> = lines[1..].iter().map(|line| line.split("redirect ").nth(1).unwrap_or(line).trim()).collect();
+    assert!(told[0].starts_with("ready") && told[1].starts_with("unhealthy") && told[3].starts_with("ready"), "{text}");
+    assert_eq!(told[2], "└ health check failed for 1 min 15 s: connection refused");
+    assert_eq!(told[4], "└ no health check has passed yet: connection refused");
+    assert!(told[5].starts_with("ready"), "{text}");
+    assert!(!text.contains("as if none did"), "{text}");
+    assert!(render_table(&status(true), false).contains("all health checks fail: new connections go to all backends"));
 }

@@ -15,6 +15,7 @@ fn service(last: u8, backends: &[(u8, u16)]) -> Service {
         replies: ReplyMode::Static,
         rung: RungChoice::Auto,
         affinity: None,
+        health_check: None,
         backends: backends.iter().map(backend).collect(),
     }
 }

@@ -81,7 +81,17 @@ fn backend(last: u8, weight: u16) -> Backend {
 
 fn service(vip: u8, protocol: Protocol, replies: ReplyMode, backends: Vec<Backend>) -> Service {
     let vip = IpAddr::from([198, 51, 100, vip]);
-    Service { name: "s".into(), vip, protocol, port: 80, replies, rung: RungChoice::Auto, affinity: None, backends }
+    Service {
+        name: "s".into(),
+        vip,
+        protocol,
+        port: 80,
+        replies,
+        rung: RungChoice::Auto,
+        affinity: None,
+        health_check: None,
+        backends,
+    }
 }
 
 fn tcp(vip: u8, backends: Vec<Backend>) -> Service {

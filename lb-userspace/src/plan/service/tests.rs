@@ -24,6 +24,7 @@ fn service(protocol: Protocol, affinity: Option<u64>, backends: &[(u8, u16, bool
         replies: if protocol == Protocol::Tcp { ReplyMode::Static } else { ReplyMode::Recorded },
         rung: RungChoice::Auto,
         affinity: affinity.map(|seconds| Affinity { timeout: Duration::from_secs(seconds) }),
+        health_check: None,
         backends: backends.iter().map(backend).collect(),
     }
 }

@@ -353,6 +353,7 @@ fn snapshot(capacities: Capacities, stage: u16) -> Snapshot {
             replies,
             rung: RungChoice::Auto,
             affinity: None,
+            health_check: None,
             backends: numbers.map(backend_of).collect(),
         }
     };

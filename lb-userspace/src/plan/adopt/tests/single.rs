@@ -15,6 +15,7 @@ fn tcp(vip: u8, hosts: impl IntoIterator<Item = u8>) -> Service {
         replies: ReplyMode::Static,
         rung: RungChoice::Auto,
         affinity: None,
+        health_check: None,
         backends: hosts
             .into_iter()
             .map(|last| Backend { address: ip(last), port: 80, weight: 1, drain: false })

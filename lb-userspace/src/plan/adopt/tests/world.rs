@@ -343,6 +343,7 @@ fn any_service() -> impl Strategy<Value = Service> {
             replies,
             rung: if is_direct { RungChoice::Direct { vip, assign: false } } else { RungChoice::Auto },
             affinity: is_kept.then_some(Affinity { timeout: Duration::from_secs(60) }),
+            health_check: None,
             backends: backends
                 .into_iter()
                 .map(|(host, (weight, drain))| Backend { address: ip(host), port: 80, weight, drain })

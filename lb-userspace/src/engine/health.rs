@@ -1,0 +1,182 @@
+//! Takes up what the health checks have come to: backends that fail drain, and nothing of theirs is ended.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use tracing::{info, warn};
+
+use super::Engine;
+use crate::{
+    health::{
+        Report, Subject, Target, Verdict,
+        driver::Checks,
+        targets::{target, targets},
+    },
+    model::{Backend, Service, health::Probe},
+    plan::planner::EndpointKey,
+    status::{HealthState, HealthStatus},
+};
+
+/// The checks, and what is known from them.
+pub(super) struct Health {
+    /// Once the agent has dropped its privileges: the thread has none either.
+    checks: Option<Checks>,
+    wanted: BTreeSet<Arc<Target>>,
+    /// The latest of each target that has said anything.
+    reports: HashMap<Arc<Target>, Report>,
+    failed: HashSet<Arc<Target>>,
+    /// When the checks were last set: from here on those are unknown that have said nothing.
+    since: Duration,
+    /// What is checked by datagram.
+    datagrams: Vec<Datagram>,
+}
+
+/// An endpoint that is checked by datagram.
+struct Datagram {
+    endpoint: EndpointKey,
+    subject: Subject,
+    /// Port unreachables of the endpoint as the return programs had counted them last.
+    refused: Option<u64>,
+}
+
+impl Health {
+    /// Without checks yet.
+    pub(super) fn new() -> Self {
+        Self {
+            checks: None,
+            wanted: BTreeSet::new(),
+            reports: HashMap::new(),
+            failed: HashSet::new(),
+            since: Duration::ZERO,
+            datagrams: Vec::new(),
+        }
+    }
+
+    /// Begins to check.
+    pub(super) fn begin(&mut self, started: Instant) -> Result<()> {
+        let checks = Checks::start(started).context("cannot start the health checks")?;
+        checks.set_targets(self.wanted.clone());
+        self.checks = Some(checks);
+        Ok(())
+    }
+
+    /// Targets whose checks have failed.
+    pub(super) const fn failed(&self) -> &HashSet<Arc<Target>> {
+        &self.failed
+    }
+
+    /// Waits for news.
+    pub(super) async fn reports(&mut self) -> Vec<Report> {
+        match &mut self.checks {
+            Some(checks) => checks.reports().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Engine {
+    /// Checks what the configuration says from here on.
+    pub(super) fn check_health(&mut self) {
+        let wanted = targets(&self.snapshot);
+        let health = &mut self.health;
+        health.reports.retain(|target, _| wanted.contains(target));
+        // Who gets another timing stays failed, as in the machine.
+        let failed: HashSet<&Subject> = health.failed.iter().map(|target| &target.subject).collect();
+        let stays = |target: &&Arc<Target>| {
+            let is_new = !health.wanted.contains(*target);
+            health.failed.contains(*target) || is_new && failed.contains(&target.subject)
+        };
+        health.failed = wanted.iter().filter(stays).map(Arc::clone).collect();
+        if health.wanted != wanted {
+            health.wanted.clone_from(&wanted);
+            health.since = self.started.elapsed();
+        }
+        let counted: HashMap<EndpointKey, Option<u64>> =
+            health.datagrams.drain(..).map(|datagram| (datagram.endpoint, datagram.refused)).collect();
+        for service in &self.snapshot.services {
+            for backend in &service.backends {
+                let Some(subject) = target(service, backend).map(|target| target.subject) else { continue };
+                if matches!(subject.probe, Probe::Udp { .. }) {
+                    let endpoint = EndpointKey::of(service, backend);
+                    let refused = counted.get(&endpoint).copied().flatten();
+                    health.datagrams.push(Datagram { endpoint, subject, refused });
+                }
+            }
+        }
+        if let Some(checks) = &health.checks {
+            checks.set_targets(wanted);
+        }
+    }
+
+    /// Takes up news of the checks.
+    pub(super) fn follow_health(&mut self, reports: Vec<Report>) {
+        let mut changed = false;
+        for report in reports {
+            // Of a target that has just gone.
+            if !self.health.wanted.contains(&report.target) {
+                continue;
+            }
+            let subject = &report.target.subject;
+            let (address, check, error) = (subject.address, subject.probe.name(), report.last_error.as_deref());
+            let health = &mut self.health;
+            changed |= match report.verdict {
+                Verdict::Unhealthy => {
+                    let is_news = health.failed.insert(Arc::clone(&report.target));
+                    if is_news {
+                        warn!(%address, check, error, "health check failed: no new connections");
+                    }
+                    is_news
+                }
+                Verdict::Unknown | Verdict::Healthy => {
+                    let is_news = health.failed.remove(&report.target);
+                    if is_news {
+                        info!(%address, check, "health check passes again");
+                    }
+                    is_news
+                }
+            };
+            health.reports.insert(Arc::clone(&report.target), report);
+        }
+        if changed {
+            // What goes wrong is in `waiting`, and tried again with the next tick.
+            let _ = self.reconcile();
+        }
+    }
+
+    /// Tells the checks by datagram which endpoints' kernels had no socket for somebody's datagrams since the last look.
+    pub(super) fn note_refused(&mut self) {
+        let mut refused = BTreeSet::new();
+        for datagram in &mut self.health.datagrams {
+            let Some(endpoint) = self.planner.endpoints().get(&datagram.endpoint) else { continue };
+            let count = self.tables.watch(endpoint.id).refused();
+            // What was counted before the first look is of another time, and what is counted less of another pod.
+            if datagram.refused.replace(count).is_some_and(|before| before < count) {
+                refused.insert(datagram.subject.clone());
+            }
+        }
+        if !refused.is_empty() {
+            if let Some(checks) = &self.health.checks {
+                checks.note_refused(refused);
+            }
+        }
+    }
+
+    /// What the checks of a backend have come to, where it has any.
+    pub(super) fn health_of(&self, service: &Service, backend: &Backend) -> Option<HealthStatus> {
+        let report = self.health.reports.get(&target(service, backend)?);
+        let since = report.map_or(self.health.since, |report| report.since);
+        Some(HealthStatus {
+            state: match report.map_or(Verdict::Unknown, |report| report.verdict) {
+                Verdict::Unknown => HealthState::Unknown,
+                Verdict::Healthy => HealthState::Healthy,
+                Verdict::Unhealthy => HealthState::Unhealthy,
+            },
+            seconds: self.started.elapsed().saturating_sub(since).as_secs(),
+            last_error: report.and_then(|report| report.last_error.clone()),
+        })
+    }
+}
