@@ -5,6 +5,7 @@
 //! `docs/configuration.md` is the reference of the keys; a test compares it with [`raw`].
 
 mod capacity;
+mod observation;
 mod problem;
 mod raw;
 mod scalar;

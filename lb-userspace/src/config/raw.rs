@@ -17,6 +17,7 @@ pub(super) struct RawConfig {
     pub run_directory: Option<Scalar>,
     pub capacities: Option<RawCapacities>,
     pub limits: Option<RawLimits>,
+    pub observation: Option<RawObservation>,
     pub services: Option<Vec<Spanned<RawService>>>,
 }
 
@@ -50,6 +51,22 @@ pub(super) struct RawLimits {
     pub refusals: Option<Scalar>,
     pub echo_replies: Option<Scalar>,
     pub icmp_errors: Option<Scalar>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawObservation {
+    pub listen: Option<Scalar>,
+    pub tls: Option<Spanned<RawTls>>,
+    pub token_file: Option<Scalar>,
+    pub backend_series: Option<Scalar>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawTls {
+    pub certificate: Option<Scalar>,
+    pub key: Option<Scalar>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,7 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
-    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, capacity,
+    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, capacity, observation,
     problem::{Position, Problem},
     raw::{RawConfig, RawNode, RawUplink},
     scalar::{Scalar, position, quote},
@@ -47,6 +47,7 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
     let pin_directory = directory(&raw.pin_directory, "pinDirectory", PIN_DIRECTORY_DEFAULT, PIN_DIRECTORY_BYTES_MAX);
     let run_directory = directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, run_bytes_max);
     let limits = capacity::limits(raw.limits.as_ref(), &mut problems);
+    let observation = observation::observation(raw.observation.as_ref(), &mut problems);
     let unsized_problems = problems.len();
     let capacities = capacity::capacities(raw.capacities.as_ref(), &mut problems);
     let capacities_known = problems.len() == unsized_problems;
@@ -76,6 +77,7 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
         run_directory,
         capacities,
         limits,
+        observation,
         services,
     })
 }

@@ -92,7 +92,7 @@ fn syntax(error: &Error) -> String {
 pub(super) fn keys() -> Vec<String> {
     use serde::de::DeserializeOwned;
 
-    use super::raw::{RawBackend, RawCapacities, RawLimits, RawNode, RawService, RawUplink};
+    use super::raw::{RawBackend, RawCapacities, RawLimits, RawNode, RawObservation, RawService, RawTls, RawUplink};
 
     fn of<T: DeserializeOwned + std::fmt::Debug>(prefix: &str) -> Vec<String> {
         match serde_saphyr::from_str::<T>("no such key: 0").expect_err("unknown keys are refused").without_snippet() {
@@ -106,6 +106,8 @@ pub(super) fn keys() -> Vec<String> {
         of::<RawUplink>("uplinks[]."),
         of::<RawCapacities>("capacities."),
         of::<RawLimits>("limits."),
+        of::<RawObservation>("observation."),
+        of::<RawTls>("observation.tls."),
         of::<RawService>("services[]."),
         of::<RawBackend>("services[].backends[]."),
     ]
