@@ -10,5 +10,6 @@ pub mod engine;
 mod failure;
 pub mod model;
 pub mod net;
+pub mod observe;
 pub mod plan;
 pub mod status;

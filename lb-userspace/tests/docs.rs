@@ -1,4 +1,5 @@
-//! `docs/dataplane.md` against the code: what has a name there has a row here, and the other way round.
+//! The documents against the code: what has a name there has a row here, and the other way round; what is generated is as
+//! it would be generated now.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -9,7 +10,21 @@ use lb_userspace::{
         object::{TC_PROGRAMS, XDP_PROGRAMS},
     },
     model::Capacities,
+    observe::metrics,
 };
+
+/// With this variable set to 1, generated pages are written anew instead of compared.
+const WRITE: &str = "SLUICE_WRITE_DOCS";
+
+/// Compares a generated page with what is in `docs/`.
+fn check_generated(name: &str, page: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    if std::env::var_os(WRITE).is_some_and(|value| value == "1") {
+        fs::write(&path, page).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/{name} is not as the code has it; run this test with {WRITE}=1");
+}
 
 /// The names in backquotes in a column of the table under a heading.
 fn names(heading: &str, column: usize) -> Vec<String> {
@@ -52,4 +67,9 @@ fn every_reason_has_a_row_in_the_order_of_its_key() {
     let documented = names("Reasons", 2);
     check("Reasons", &documented, Reason::ALL.iter().map(|(_, name, _)| *name));
     assert!(documented.iter().eq(Reason::ALL.iter().map(|(_, name, _)| name)), "rows are not in the order of the keys");
+}
+
+#[test]
+fn the_reference_of_metrics_is_generated_from_their_table() {
+    check_generated("metrics.md", &metrics::reference());
 }

@@ -34,10 +34,12 @@ impl Engine {
         self.pending.extend(ops);
         while let Some(op) = self.pending.front().cloned() {
             if let Err(error) = self.apply_one(&op) {
+                self.meter.map_write(false);
                 warn!(%error, ?op, "a write failed; it is tried again");
                 return Err(error);
             }
             self.pending.pop_front();
+            self.meter.map_write(true);
             self.written = Instant::now();
         }
         Ok(())

@@ -16,7 +16,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
@@ -57,13 +57,14 @@ use crate::{
         netns::Namespaces,
         routes,
     },
+    observe::{self, Health, Observer, Question, meter::Meter},
     plan::{
         maglev,
         ops::MapOp,
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
     },
-    status::{self, Status},
+    status::{self, Cause, Status},
 };
 
 /// How often what no event tells of is looked after: retries, records, the configuration file.
@@ -105,6 +106,8 @@ pub struct Engine {
     refusal: Option<String>,
     /// What of the wanted state is not in the maps yet, and why; tried again with each tick.
     waiting: Option<String>,
+    meter: Meter,
+    observer: Observer,
     _lock: Lock,
     _pin_directory: PinDirectory,
 }
@@ -116,12 +119,13 @@ pub fn run(config: &Path) -> Result<()> {
     let snapshot = config::load(config)?;
     guard::check_capabilities()?;
     let lock = Lock::take(&snapshot.run_directory)?;
+    let observer = observe::start(&snapshot.observation).context("cannot start the thread that serves metrics")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the first look, so that nothing is missed between the two; a start takes seconds.
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
-        let mut engine = Engine::start(config, snapshot, lock)?;
+        let mut engine = Engine::start(config, snapshot, lock, observer)?;
         let result = engine.serve(monitor, signals, version).await;
         engine.stop();
         result
@@ -146,26 +150,34 @@ impl Signals {
 }
 
 impl Engine {
-    fn start(config: &Path, snapshot: Snapshot, lock: Lock) -> Result<Self> {
+    fn start(config: &Path, snapshot: Snapshot, lock: Lock, observer: Observer) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
         let pin_directory = bpffs::prepare(&pins)?;
         if pin_directory.mounted {
             info!(path = %pins.display(), "bpffs mounted");
         }
-        let loaded = Self::load(config, snapshot, lock, pin_directory);
+        let loaded = Self::load(config, snapshot, lock, pin_directory, observer);
         let mut engine = loaded.inspect_err(|_| {
             // The error that is returned matters more than one of tidying up.
             let _ = bpffs::remove(&pins);
         })?;
+        engine.meter.change_seen(Cause::Configuration, Duration::ZERO);
         if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
             engine.stop();
             return Err(error);
         }
+        engine.meter.configured(unix_seconds(), true);
         Ok(engine)
     }
 
     /// Loads the programs and makes the maps; nothing is attached yet.
-    fn load(config: &Path, snapshot: Snapshot, lock: Lock, pin_directory: PinDirectory) -> Result<Self> {
+    fn load(
+        config: &Path,
+        snapshot: Snapshot,
+        lock: Lock,
+        pin_directory: PinDirectory,
+        observer: Observer,
+    ) -> Result<Self> {
         let pins = &snapshot.pin_directory;
         let sizes = Sizes::new(&snapshot.capacities);
         let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
@@ -200,6 +212,8 @@ impl Engine {
             started: Instant::now(),
             refusal: None,
             waiting: None,
+            meter: Meter::default(),
+            observer,
             _lock: lock,
             _pin_directory: pin_directory,
             snapshot,
@@ -231,6 +245,7 @@ impl Engine {
                     // Whoever asked may have left.
                     let _ = question.send(self.status());
                 }
+                Some(question) = self.observer.questions.recv() => self.answer(question),
                 _ = tick.tick() => {
                     ticks += 1;
                     let now = file_version(&self.config);
@@ -250,9 +265,18 @@ impl Engine {
         }
     }
 
+    /// Whoever asked may have left.
+    fn answer(&self, question: Question) {
+        match question {
+            Question::Health(reply) => drop(reply.send(Health { waiting: self.waiting.clone() })),
+            Question::Status(reply) => drop(reply.send(self.status())),
+        }
+    }
+
     /// Takes up what netlink tells.
     fn follow(&mut self, changes: &Changes) {
         if changes.overrun {
+            self.meter.netlink_overrun();
             warn!("notifications were lost; everything is read anew");
         }
         if changes.any()
@@ -261,6 +285,7 @@ impl Engine {
             warn!(%error, "remembered routes could not be dropped");
         }
         if changes.links || changes.routes {
+            self.meter.change_seen(Cause::Network, self.started.elapsed());
             // What goes wrong is in `waiting`, and tried again with the next tick.
             let _ = self.reconcile();
         }
@@ -311,7 +336,9 @@ impl Engine {
         }
         let places = self.find_pods(&links, &routes);
         self.planner.set_opaque(self.opaque_endpoints());
-        let ops = match self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())? {
+        let stage = self.planner.plan_in_stages(&self.snapshot, &places, self.started.elapsed())?;
+        let is_whole = matches!(stage, Stage::Whole(_));
+        let ops = match stage {
             Stage::Whole(ops) => ops,
             Stage::Part(ops, PlanError::Full { what, key, capacity }) => {
                 left.push(format!(
@@ -325,6 +352,9 @@ impl Engine {
         self.forget_owners(&ops);
         match self.apply(ops) {
             Ok(()) => {
+                if is_whole {
+                    self.meter.settled(self.started.elapsed());
+                }
                 self.release_uplinks();
                 self.release_pods(&links);
             }
@@ -337,18 +367,21 @@ impl Engine {
     fn reload(&mut self) {
         match self.try_reload() {
             Ok(()) => {
+                self.meter.configured(unix_seconds(), false);
                 self.refusal = None;
                 info!(services = self.snapshot.services.len(), "configuration applied");
             }
             Err(error) => {
                 let text = failure::describe(&error);
                 error!(error = text, "configuration refused; the one before stays in force");
+                self.meter.refused();
                 self.refusal = Some(text);
             }
         }
     }
 
     fn try_reload(&mut self) -> Result<()> {
+        let seen = self.started.elapsed();
         let wanted = config::load(&self.config)?;
         let now = &self.snapshot;
         if wanted.capacities != now.capacities {
@@ -357,6 +390,10 @@ impl Engine {
         if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
             bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
         }
+        if wanted.observation != now.observation {
+            bail!("observation is fixed while the agent runs; restart it to change it");
+        }
+        self.meter.change_seen(Cause::Configuration, seen);
         let before = std::mem::replace(&mut self.snapshot, wanted);
         if let Err(error) = self.take_over() {
             self.snapshot = before;
@@ -398,6 +435,10 @@ impl Engine {
 
 fn cannot_write(error: &anyhow::Error) -> String {
     format!("cannot write to the maps: {error:#}")
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 async fn answer(ask: mpsc::Sender<oneshot::Sender<Status>>) -> Status {

@@ -303,7 +303,9 @@ impl Engine {
         };
         let mut reasons = Vec::new();
         for rung in found.rungs(wanted.1) {
-            match self.try_rung(wanted, found, rung, links, routes) {
+            let tested = self.try_rung(wanted, found, rung, links, routes);
+            self.meter.self_test(rung, tested.is_ok());
+            match tested {
                 Ok(()) => {
                     info!(backend = %wanted.0, ?rung, interface = found.interface(), "backend reached");
                     let reason = (!reasons.is_empty()).then(|| reasons.join("; "));

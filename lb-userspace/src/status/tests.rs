@@ -22,7 +22,7 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
     BackendStatus {
         address: address.parse().unwrap(),
         port,
-        weight: 1,
+        weight: Some(1),
         drain: false,
         slots: 256,
         rung: Some(Rung::Redirect),
@@ -33,12 +33,14 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
         vip_on_lo: None,
         packets,
         bytes: packets * 120,
+        reply_packets: packets / 2,
+        reply_bytes: packets * 60,
     }
 }
 
 fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatus {
     ServiceStatus {
-        name: name.into(),
+        name: Some(name.into()),
         vip: vip.parse().unwrap(),
         protocol,
         port,
@@ -46,6 +48,8 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
         session_affinity_seconds: None,
         packets: 0,
         bytes: 0,
+        reply_packets: 0,
+        reply_bytes: 0,
         slots: 0,
         moved_slots: 0,
         dropped_owners: 0,
@@ -53,7 +57,8 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
     }
 }
 
-fn sample() -> Status {
+/// A node with a bit of everything.
+pub(crate) fn sample() -> Status {
     let reason = |name: &str, packets, doc: &str| ReasonStatus {
         name: name.into(),
         packets,
@@ -112,7 +117,7 @@ fn sample() -> Status {
                         rung: None,
                         state: BackendState::NoInterface,
                         interface: None,
-                        weight: 1000,
+                        weight: Some(1000),
                         ..backend("2001:db8:244:1::42", 57400, 0)
                     },
                 ],
@@ -133,6 +138,7 @@ fn sample() -> Status {
         maps: vec![map("services", Some(3), 4096, 589_824), map("maglev", None, 1 << 20, 4 << 20)],
         last_error: Some("sluice.yaml:3:7: unknown key `bakends`; did you mean `backends`?\nsluice.yaml:9:1: x".into()),
         waiting: Some("uplink eth1 does not exist on this node; there are: lo, eth0".into()),
+        ..Status::default()
     }
 }
 
