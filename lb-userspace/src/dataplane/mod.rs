@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod kernel_types;
 pub mod mapped;
 pub mod object;
+pub mod pinned;
 pub mod probe;
 pub mod programs;
 mod signals;

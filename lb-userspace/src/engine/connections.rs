@@ -67,7 +67,7 @@ impl Engine {
         match self.sockets_of(address, &[key.port]) {
             // The pod's other addresses are other endpoints, with counts of their own.
             Ok(found) => self.record(found, |local| (local.ip() == address).then_some(endpoint)),
-            Err(error) => warn!(%address, port = key.port, %error, "cannot list a pod's connections"),
+            Err(error) => warn!(backend = %SocketAddr::new(address, key.port), %error, "cannot list a pod's connections"),
         }
     }
 
@@ -122,7 +122,7 @@ impl Engine {
             let Some(endpoint) = endpoint_of(connection.local) else { continue };
             let key = key_of(&connection);
             if let Err(error) = self.tables.record_bypass(&key, endpoint, since) {
-                warn!(%error, local = %connection.local, remote = %connection.remote, "cannot record a connection");
+                warn!(%error, backend = %connection.local, client = %connection.remote, "cannot record a connection");
             }
         }
     }

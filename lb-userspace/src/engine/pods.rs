@@ -193,7 +193,8 @@ impl Engine {
         let needed: BTreeSet<u32> = pods.chain(self.uplinks.iter().map(|uplink| uplink.ifindex)).collect();
         for ifindex in self.attached.interfaces().into_iter().filter(|ifindex| !needed.contains(ifindex)) {
             self.attached.detach(ifindex);
-            info!(ifindex, "pod interface released");
+            let link = links.by_index(ifindex);
+            info!(interface = link.map(|link| link.name.as_str()), ifindex, "pod interface released");
         }
         // What is gone has taken its setting along.
         let here = |change: &GroChange| {
@@ -249,7 +250,7 @@ impl Engine {
         let addresses: Vec<IpAddr> = pod.addresses.iter().chain(&pod.loopback_addresses).copied().collect();
         self.learn_pod(pod, &addresses)?;
         self.attached.attach_return(&mut self.object, pod.host_ifindex, &pod.host_name)?;
-        info!(interface = pod.host_name, addresses = ?pod.addresses, "pod interface attached");
+        info!(interface = pod.host_name, pod = ?pod.addresses, "pod interface attached");
         Ok(())
     }
 
@@ -291,7 +292,7 @@ impl Engine {
         let vip_on_lo = owned.as_ref().map(|owned| owned.as_ref().copied().unwrap_or(VipOnLo::Missing));
         let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, vip_on_lo, tried };
         if let Some(Err(reason)) = owned {
-            warn!(backend = %wanted.0, reason, "backend cannot be reached");
+            warn!(pod = %wanted.0, reason, "backend cannot be reached");
             return finding(BackendState::VipMissing, None, Some(reason));
         }
         let Some(found) = &site else {
@@ -307,12 +308,12 @@ impl Engine {
             self.meter.self_test(rung, tested.is_ok());
             match tested {
                 Ok(()) => {
-                    info!(backend = %wanted.0, ?rung, interface = found.interface(), "backend reached");
+                    info!(pod = %wanted.0, rung = rung.name(), interface = found.interface(), "backend reached");
                     let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
                     return finding(BackendState::Ready, Some(rung), reason);
                 }
                 Err(reason) => {
-                    debug!(backend = %wanted.0, ?rung, reason, "rung failed");
+                    debug!(pod = %wanted.0, rung = rung.name(), reason, "rung failed");
                     reasons.push(format!("{}: {reason}", rung.name()));
                 }
             }
@@ -321,7 +322,7 @@ impl Engine {
             reasons.push("the asked-for rung needs a veth".into());
         }
         let reason = reasons.join("; ");
-        warn!(backend = %wanted.0, reason, "backend cannot be reached");
+        warn!(pod = %wanted.0, reason, "backend cannot be reached");
         finding(BackendState::SelfTestFailed, None, Some(reason))
     }
 

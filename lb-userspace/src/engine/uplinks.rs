@@ -119,21 +119,21 @@ impl Engine {
             switch_off(uplink, Offload::Gro);
             switch_off(uplink, Offload::Lro);
         }
-        info!(interface = link.name, mode = ?uplink.mode, "uplink attached");
+        info!(uplink = link.name, mode = ?uplink.mode, "uplink attached");
         Ok(())
     }
 
     fn release(&mut self, uplink: &AttachedUplink) {
         self.attached.detach(uplink.ifindex);
         if let Err(error) = self.tables.remove_uplink(uplink.ifindex) {
-            warn!(%error, interface = uplink.wanted.interface, "cannot forget an uplink");
+            warn!(%error, uplink = uplink.wanted.interface, "cannot forget an uplink");
         }
         let Ok(ethtool) = Ethtool::open() else { return };
         for offload in &uplink.switched_off {
             // An interface that is gone has taken its setting along.
             let _ = ethtool.set(&uplink.wanted.interface, *offload, true);
         }
-        info!(interface = uplink.wanted.interface, "uplink released");
+        info!(uplink = uplink.wanted.interface, "uplink released");
     }
 
     /// Drops uplinks that are gone, attaches those that are back. Returns why others are missing.
@@ -143,7 +143,7 @@ impl Engine {
         });
         self.uplinks = here;
         for uplink in gone {
-            warn!(interface = uplink.wanted.interface, "uplink is gone");
+            warn!(uplink = uplink.wanted.interface, "uplink is gone");
             self.release(&uplink);
         }
         for uplink in &mut self.uplinks {
@@ -152,7 +152,7 @@ impl Engine {
             {
                 uplink.mac = link.mac;
                 if let Err(error) = self.tables.set_uplink(link.index, link.mac) {
-                    warn!(%error, interface = link.name, "cannot write an uplink's MAC");
+                    warn!(%error, uplink = link.name, "cannot write an uplink's MAC");
                 }
             }
         }
@@ -202,7 +202,7 @@ fn missing(uplink: &Uplink, links: &Links) -> anyhow::Error {
 fn switch_off(uplink: &mut AttachedUplink, offload: Offload) {
     let set = Ethtool::open().and_then(|ethtool| ethtool.set(&uplink.wanted.interface, offload, false));
     if let Ok(true) = set {
-        info!(interface = uplink.wanted.interface, offload = offload.name(), "offload switched off");
+        info!(uplink = uplink.wanted.interface, offload = offload.name(), "offload switched off");
         uplink.switched_off.push(offload);
     }
 }

@@ -71,7 +71,7 @@ pub(super) async fn run(
     };
     state.send_modify(|state| state.error = None);
     let mut token = observation.token_file.clone().map(TokenFile::new);
-    info!(%address, tls = tls.is_some(), token = token.is_some(), "metrics, health and state are served");
+    info!(listen = %address, tls = tls.is_some(), token = token.is_some(), "metrics, health and state are served");
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
