@@ -30,6 +30,14 @@ const RINGS: &[Ring] = &[
     Ring { below: "lb-userspace/src/config", why: EDGE, modules: &["engine", "cli", "dataplane"], texts: &["aya::"] },
     Ring { below: "lb-userspace/src/net", why: EDGE, modules: &["engine", "cli", "config"], texts: &["aya::"] },
     Ring { below: "lb-userspace/src/dataplane", why: EDGE, modules: &["engine", "cli", "config"], texts: &[] },
+    Ring {
+        below: "lb-userspace/src/observe",
+        why: EDGE,
+        modules: &["engine", "cli", "config", "net", "dataplane"],
+        texts: &["aya::"],
+    },
+    Ring { below: "lb-userspace/src/observe/metrics", why: PURE, modules: OUTER, texts: IO },
+    Ring { below: "lb-userspace/src/observe/meter", why: PURE, modules: OUTER, texts: IO },
     Ring { below: "lb-common/src", why: "lb-common decides, and touches nothing", modules: &[], texts: IO },
 ];
 
