@@ -6,8 +6,11 @@
 
 use crate::{address::Address, index::Filter, word::Word};
 
-/// Version of this layout; a data plane of another version is not adopted.
-pub const ABI_VERSION: u32 = 1;
+/// Version of this layout. A data plane of another version is not adopted as it is. CONTRIBUTING.md says when it is
+/// raised.
+pub const ABI_VERSION: u32 = RELEASED + cfg!(feature = "next-abi") as u32;
+/// Of what is released. The feature `next-abi` stands for the release after it.
+const RELEASED: u32 = 2;
 
 /// IANA protocol numbers.
 pub mod protocol {
@@ -65,6 +68,9 @@ impl ServiceKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Service {
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub affinity: u32,
     /// First slot in `maglev`.
     pub slots: u32,
     /// First entry in `backends`.
@@ -80,6 +86,7 @@ pub struct Service {
     /// Names the service in `flows`.
     pub id: u32,
     /// How long a client's record counts, in [`coarse_ticks`].
+    #[cfg(not(feature = "next-abi"))]
     pub affinity: u32,
 }
 const _: () = assert!(size_of::<Service>() == 24);
@@ -144,9 +151,13 @@ pub const HISTORY: usize = 7;
 pub struct Backend {
     /// The address that the pod knows itself by: its own; the VIP where the rung is `direct`.
     pub address: Address,
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub endpoint: u32,
     /// Index into `backend_vips` and `backend_counters`; stays while the backend is one of the service.
     pub id: u32,
     /// Index into `endpoint_bypasses`: the pod's (address, port, protocol), whichever services have it.
+    #[cfg(not(feature = "next-abi"))]
     pub endpoint: u32,
     /// The host-side interface.
     pub ifindex: u32,
@@ -173,6 +184,45 @@ pub struct Backend {
     pub address_change: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
+
+/// Value of `members`, by [`Backend::id`]: whose backend that is. Programs do not know this map: the agent writes it, and
+/// reads it when it takes over what an earlier agent has left, because all else that is in the maps names pods by
+/// position. Written after the backend's entry in `backends`, cleared last of all: a member whose entry has another id
+/// is not one of its service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Member {
+    /// The service that it is a backend of, as the key of `services`.
+    pub service: ServiceKey,
+    /// The pod's own address, also where [`Backend::address`] is the VIP.
+    pub pod: Address,
+    /// Grows with each backend that comes: of the services that have an endpoint, the one with the smallest has had it
+    /// longest.
+    pub since: u64,
+    /// [`Backend::endpoint`].
+    pub endpoint: u32,
+    /// The pod's port, host order.
+    pub port: u16,
+    /// Share of new connections, as configured.
+    pub weight: u16,
+    /// Index in the service's range of `backends`.
+    pub position: u16,
+    /// [`member_flags`]; 0 where the id is free.
+    pub flags: u16,
+    /// Zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Member>() == 64);
+
+/// Bits of [`Member::flags`].
+pub mod member_flags {
+    /// The id is in use.
+    pub const USED: u16 = 1 << 0;
+    /// The pod owns the VIP (rung `direct`).
+    pub const DIRECT: u16 = 1 << 1;
+    /// It takes no new connections, as configured.
+    pub const DRAIN: u16 = 1 << 2;
+}
 
 /// Positions in `programs`.
 pub mod program {
@@ -229,6 +279,12 @@ pub mod rung {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Endpoint {
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub netns_id: u32,
+    /// As without the feature.
+    #[cfg(feature = "next-abi")]
+    pub backend: u32,
     /// VIP of the default service: the oldest that has this endpoint.
     pub vip: Address,
     /// Port of the default service, host order.
@@ -238,8 +294,10 @@ pub struct Endpoint {
     /// Index into `endpoint_bypasses`.
     pub id: u32,
     /// Id of the endpoint as a backend of the default service.
+    #[cfg(not(feature = "next-abi"))]
     pub backend: u32,
     /// As [`Backend::netns_id`].
+    #[cfg(not(feature = "next-abi"))]
     pub netns_id: u32,
 }
 const _: () = assert!(size_of::<Endpoint>() == 32);
@@ -285,13 +343,29 @@ const _: () = assert!(size_of::<BypassKey>() == 40);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Bypass {
+    /// What a later release may record. Zero.
+    #[cfg(feature = "next-abi")]
+    pub later: u64,
     /// [`NO_BACKEND`]: the connection reached the pod without a VIP. Otherwise the id of the backend it came to, which
     /// says through which service.
     pub backend: u32,
     /// When it was last written, in ticks of [`coarse_ticks`].
     pub since: u32,
 }
-const _: () = assert!(size_of::<Bypass>() == 8);
+const _: () = assert!(size_of::<Bypass>() == 8 + 8 * cfg!(feature = "next-abi") as usize);
+
+impl Bypass {
+    /// Record of a connection of this backend, or [`NO_BACKEND`], at this coarse time.
+    #[inline(always)]
+    pub const fn new(backend: u32, since: u32) -> Self {
+        Self {
+            #[cfg(feature = "next-abi")]
+            later: 0,
+            backend,
+            since,
+        }
+    }
+}
 
 /// In [`Bypass::backend`]: none of any service, the connection is left alone.
 pub const NO_BACKEND: u32 = u32::MAX;

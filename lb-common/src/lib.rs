@@ -13,6 +13,7 @@
 pub mod abi;
 pub mod address;
 pub mod affinity;
+pub mod agent;
 pub mod answer;
 pub mod checksum;
 pub mod flow;

@@ -16,6 +16,7 @@ plain!(
     SlotBlock,
     History,
     Backend,
+    Member,
     Endpoint,
     BypassKey,
     Bypass,
@@ -26,4 +27,7 @@ plain!(
     Route,
     Uplink,
     crate::address::Address,
+    crate::agent::About,
+    crate::agent::Undo,
+    crate::agent::UndoKey,
 );

@@ -24,6 +24,11 @@ pub trait ReturnTables: Sessions {
     fn backend_vip(&self, backend: u32) -> Option<ServiceKey>;
     /// What is counted of an endpoint.
     fn counts(&self, endpoint: u32) -> Option<&BypassCount>;
+
+    /// Whether bypasses may be recorded in an earlier data plane's map, where nothing counts them.
+    fn has_earlier(&self) -> bool {
+        false
+    }
     /// Time of records.
     fn coarse_now(&self) -> u32;
     /// [`opaque::record`](crate::opaque::record) or [`opaque::watch`](crate::opaque::watch), apart from the rest.
@@ -234,7 +239,8 @@ pub fn through<T: ReturnTables>(tables: &T, key: &BypassKey, opens: bool, place:
         return Through::Passed(Reason::NotAReply);
     }
     let counts = tables.counts(endpoint.id);
-    if recorded == UNRECORDED && counts.is_some_and(|counts| counts.count.load() != 0) {
+    let has_bypasses = counts.is_some_and(|counts| counts.count.load() != 0) || tables.has_earlier();
+    if recorded == UNRECORDED && has_bypasses {
         recorded = tables.bypass(key).map_or(UNRECORDED, |bypass| bypass.backend as u64);
     }
     let is_opaque = key.protocol == protocol::TCP && endpoint.flags & endpoint_flags::OPAQUE != 0;

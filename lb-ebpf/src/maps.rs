@@ -16,11 +16,12 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
-        SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, program,
-        return_program, service_flags,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, Member, NO_NETNS,
+        Node, Route, SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks,
+        program, return_program, service_flags,
     },
     address::Address,
+    agent::{About, UNDO_MAX, Undo, UndoKey, earlier},
     flow::{self, Key, State},
     fragments::{self, Clock, Record},
     index::{self, EndpointBucket, Probe, ServiceBucket},
@@ -50,6 +51,18 @@ static FLOWS_LOG2: Global<u32> = Global::new(0);
 /// Logarithm to base 2 of the buckets in `fragments`; set by the loader.
 #[unsafe(no_mangle)]
 static FRAGMENTS_LOG2: Global<u32> = Global::new(0);
+
+/// What is read in the maps of an earlier data plane too: [`EARLIER_BYPASSES`], [`EARLIER_FLOWS`]. Set by the loader
+/// for the time in which programs are switched from that data plane's maps to these; 0 costs nothing, because the
+/// verifier knows it.
+#[unsafe(no_mangle)]
+static EARLIER: Global<u32> = Global::new(0);
+/// Logarithm to base 2 of the buckets in `earlier_flows`; set by the loader.
+#[unsafe(no_mangle)]
+static EARLIER_FLOWS_LOG2: Global<u32> = Global::new(0);
+/// Where `backend` stands in a value of `earlier_bypasses`, which may be of another ABI; set by the loader.
+#[unsafe(no_mangle)]
+static EARLIER_BACKEND_AT: Global<u32> = Global::new(0);
 
 /// VIP, protocol, port → service. Written by the agent, read by `sluice_xdp` where the index doesn't know. 4.18.
 #[btf_map(name = "services")]
@@ -93,6 +106,14 @@ static ENDPOINT_BYPASSES: Array<BypassCount, 1, MMAPABLE> = Array::new();
 /// the return programs; the agent removes what is old. 5.12 (atomic compare-exchange).
 #[btf_map(name = "flows")]
 static FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
+/// The bypasses of an earlier data plane, while programs are switched: what was recorded there and is not copied yet.
+/// Read by the return programs. 4.18.
+#[btf_map(name = "earlier_bypasses")]
+static EARLIER_BYPASSES: HashMap<BypassKey, Bypass, 1> = HashMap::new();
+/// The flow cache of an earlier data plane, while programs are switched. Read by the return programs. 5.5.
+#[btf_map(name = "earlier_flows")]
+static EARLIER_FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
+
 /// Interface index → uplink. Written by the agent, read by `sluice_return`. 4.18.
 #[btf_map(name = "uplinks")]
 static UPLINKS: HashMap<u32, Uplink, 16> = HashMap::new();
@@ -125,6 +146,16 @@ static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new()
 /// What `sluice_return` and `sluice_uplink_out` go on in. Written by the agent before anything is attached. 4.20.
 #[btf_map(name = "return_programs")]
 static RETURN_PROGRAMS: ProgramArray<{ return_program::COUNT as usize }> = ProgramArray::new();
+
+/// Backend id → whose backend that is. Written and read by agents alone. 4.18.
+#[btf_map(name = "members")]
+static MEMBERS: Array<Member, 1> = Array::new();
+/// Which data plane this is. Written and read by agents alone. 4.18.
+#[btf_map(name = "about")]
+static ABOUT: Array<About, 1> = Array::new();
+/// What agents have changed of others' interfaces, and how it was before. Written and read by agents alone. 4.18.
+#[btf_map(name = "undo")]
+static UNDO: HashMap<UndoKey, Undo, UNDO_MAX> = HashMap::new();
 
 /// The kernel's clock at its cheapest: the JIT inlines it.
 #[inline(always)]
@@ -230,6 +261,28 @@ impl Maps {
         Clock { now: jiffies() as u32, lifetime: self.settings.fragment_lifetime as u32 }
     }
 
+    /// A bypass that only the earlier data plane knows.
+    #[inline(always)]
+    fn earlier_bypass(&self, key: &BypassKey) -> Option<Bypass> {
+        if EARLIER.load() & earlier::BYPASSES == 0 {
+            return None;
+        }
+        let found = EARLIER_BYPASSES.get_ptr(key)?.cast::<u8>();
+        // SAFETY: an aligned word of a live element, whose place the loader has read from the map's types.
+        let backend = unsafe { found.add(EARLIER_BACKEND_AT.load() as usize).cast::<u32>().read_volatile() };
+        Some(Bypass { backend, since: 0 })
+    }
+
+    /// A client that only the earlier data plane knows.
+    #[inline(always)]
+    fn earlier_flow(&self, key: &Key) -> Option<u32> {
+        if EARLIER.load() & earlier::FLOWS == 0 {
+            return None;
+        }
+        let bucket = EARLIER_FLOWS.get(top_bits(key.hash(self.table_seed), EARLIER_FLOWS_LOG2.load()))?;
+        flow::find(bucket, key, coarse_ticks(jiffies()))
+    }
+
     #[inline(always)]
     fn write_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {
         let since = coarse_ticks(jiffies());
@@ -250,13 +303,13 @@ impl Maps {
         // Counted first: the count is never less than the entries, or a reply would skip the lookup.
         let Some(count) = ENDPOINT_BYPASSES.get(endpoint) else { return false };
         count.count.add(1);
-        match BYPASSES.insert(key, Bypass { backend, since }, BPF_NOEXIST as u64) {
+        match BYPASSES.insert(key, Bypass::new(backend, since), BPF_NOEXIST as u64) {
             Ok(()) => true,
             Err(error) => {
                 count.count.add(u64::MAX);
                 // Another CPU was faster, and has counted its entry: only that one may be written here, never a new
                 // one that nobody counts.
-                error == -EEXIST && BYPASSES.insert(key, Bypass { backend, since }, BPF_EXIST as u64).is_ok()
+                error == -EEXIST && BYPASSES.insert(key, Bypass::new(backend, since), BPF_EXIST as u64).is_ok()
             }
         }
     }
@@ -452,13 +505,14 @@ impl Sessions for Maps {
 
     #[inline(always)]
     fn has_bypasses(&self, endpoint: u32) -> bool {
-        ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0)
+        let has = ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0);
+        has || EARLIER.load() & earlier::BYPASSES != 0
     }
 
     #[inline(always)]
     fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
         // SAFETY: two aligned words, copied at once.
-        unsafe { BYPASSES.get(key) }.copied()
+        unsafe { BYPASSES.get(key) }.copied().or_else(|| self.earlier_bypass(key))
     }
 
     #[inline(always)]
@@ -559,7 +613,7 @@ impl ReturnTables for Maps {
     #[inline(always)]
     fn flow(&self, endpoint: u32, client: Address, client_port: u16) -> Option<u32> {
         let key = Key::udp(endpoint, client, client_port);
-        flow::find(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies()))
+        flow::find(self.flow_bucket(&key)?, &key, coarse_ticks(jiffies())).or_else(|| self.earlier_flow(&key))
     }
 
     #[inline(always)]
@@ -576,6 +630,11 @@ impl ReturnTables for Maps {
     #[inline(always)]
     fn counts(&self, endpoint: u32) -> Option<&BypassCount> {
         ENDPOINT_BYPASSES.get(endpoint)
+    }
+
+    #[inline(always)]
+    fn has_earlier(&self) -> bool {
+        EARLIER.load() & earlier::BYPASSES != 0
     }
 
     #[inline(always)]

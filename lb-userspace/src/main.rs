@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use lb_userspace::{
-    cli::{self, Cli},
+    cli::{self, Actions, Cli},
     engine,
 };
 
 fn main() -> ExitCode {
-    cli::run(Cli::parse(), engine::run)
+    cli::run(Cli::parse(), &Actions { agent: engine::run, detach: engine::detach::run })
 }

@@ -157,6 +157,11 @@ impl Protocol {
             Self::Udp => 17,
         }
     }
+
+    /// The protocol of that number, if it is one of these.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp].into_iter().find(|protocol| protocol.number() == number)
+    }
 }
 
 impl fmt::Display for Protocol {

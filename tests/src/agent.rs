@@ -71,10 +71,11 @@ pub fn available(test: &str) -> bool {
     missing.is_empty()
 }
 
-/// A running agent; SIGTERM and the end of its maps on drop.
+/// A running agent; SIGTERM on drop. What it has made goes with the lab.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
+    detach: Command,
     binary: PathBuf,
     configuration: PathBuf,
     pins: PathBuf,
@@ -94,6 +95,16 @@ impl Agent {
     /// and waits until it answers. The uplink is left as it is.
     pub fn start_with(lab: &Lab, yaml: &str) -> Result<Self> {
         Self::start_as(lab, yaml, |command| command)
+    }
+
+    /// As [`start_with`](Self::start_with), an agent of another build.
+    pub fn start_binary(lab: &Lab, binary: Option<&str>, yaml: &str) -> Result<Self> {
+        Self::start_as(lab, yaml, |command| {
+            let Some(binary) = binary else { return command };
+            let mut other = lab.node.command(binary);
+            other.args(command.get_args().skip_while(|argument| *argument != "agent"));
+            other
+        })
     }
 
     /// As [`start_with`](Self::start_with); `change` may put a program before the agent that executes it.
@@ -118,7 +129,7 @@ impl Agent {
         let (configuration, command) = prepare(lab, yaml)?;
         let process = Process::start("sluice agent", &mut change(command))?;
         let (pins, runtime) = paths(lab);
-        Ok(Self { process, binary: binary()?, configuration, pins, runtime })
+        Ok(Self { process, detach: detach_command(lab)?, binary: binary()?, configuration, pins, runtime })
     }
 
     /// Starts an agent that must refuse to run, and returns what it says. `change` as in [`start_as`](Self::start_as).
@@ -210,11 +221,37 @@ impl Agent {
         self.process.log_tail()
     }
 
-    /// Sends SIGTERM and waits for a clean exit.
-    pub fn stop(mut self) -> Result<()> {
+    /// Waits until the log has a line with this text.
+    pub fn wait_log(&self, text: &str) -> Result<()> {
+        let has = |lines: &[String]| lines.iter().any(|line| line.contains(text)).then_some(());
+        self.process.wait_log(text, 0, READY_LIMIT, has)
+    }
+
+    /// Starts an agent and ends it as a crash does, that long after.
+    pub fn start_and_kill(lab: &Lab, yaml: &str, after: Duration) -> Result<()> {
+        let agent = Self::launch(lab, yaml, |command| command)?;
+        // Where it is by then is for chance to say.
+        std::thread::sleep(after);
+        agent.kill()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&mut self, signal: i32) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Sends SIGTERM and waits for a clean exit. The data plane goes on.
+    pub fn end(mut self) -> Result<()> {
         let status = self.process.stop()?;
         ensure!(status.success(), "the agent ended with {status}\n{}", self.log_tail());
         Ok(())
+    }
+
+    /// Ends the agent, and removes what it has made.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.stop()?;
+        ensure!(status.success(), "the agent ended with {status}\n{}", self.log_tail());
+        run_detach(&mut self.detach).map(drop)
     }
 
     /// Waits until the agent answers.
@@ -247,6 +284,25 @@ impl Agent {
             .map(|entry| entry.path())
             .with_context(|| format!("no socket in {}", self.runtime.display()))
     }
+}
+
+/// Runs `sluice detach`, and returns what it says.
+pub fn detach(lab: &Lab) -> Result<String> {
+    run_detach(&mut detach_command(lab)?)
+}
+
+fn detach_command(lab: &Lab) -> Result<Command> {
+    let mut command = lab.node.command(binary()?);
+    command.args(["detach", "--config"]).arg(lab.directory().join("sluice.yaml"));
+    Ok(command)
+}
+
+fn run_detach(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    ensure!(output.status.success(), "sluice detach ended with {}:\n{text}", output.status);
+    Ok(text)
 }
 
 /// Fails unless an agent has taken everything along: pins, and programs on the node's interfaces.

@@ -35,13 +35,22 @@ pub const ROUTE_MTU: u32 = 1400;
 
 /// The object that tests load, or why there is none. Where `SLUICE_REQUIRE_PRIVILEGES` is set, that fails the test.
 pub fn object() -> Option<PathBuf> {
+    object_in("SLUICE_EBPF_OBJECT")
+}
+
+/// The same of the build with the next ABI.
+pub fn next_object() -> Option<PathBuf> {
+    object_in("SLUICE_NEXT_OBJECT")
+}
+
+fn object_in(variable: &str) -> Option<PathBuf> {
     // SAFETY: takes nothing, touches nothing.
     let root = unsafe { libc::geteuid() } == 0;
-    let path = std::env::var_os("SLUICE_EBPF_OBJECT").map(PathBuf::from);
+    let path = std::env::var_os(variable).map(PathBuf::from);
     let missing = match &path {
-        _ if !root => "root's privileges are missing",
-        None => "SLUICE_EBPF_OBJECT names no object: run by `cargo xtask test`",
-        Some(path) if !path.exists() => "SLUICE_EBPF_OBJECT names a file that is not there",
+        _ if !root => "root's privileges are missing".to_owned(),
+        None => format!("{variable} names no object: run by `cargo xtask test`"),
+        Some(path) if !path.exists() => format!("{variable} names a file that is not there"),
         Some(_) => return path,
     };
     assert!(std::env::var_os("SLUICE_REQUIRE_PRIVILEGES").is_none(), "{missing}");
@@ -243,7 +252,7 @@ impl Kernel {
     /// Puts a record into `bypasses`, as a program would.
     pub fn add_bypass(&mut self, key: BypassKey, endpoint: u32, backend: u32) {
         map_of::<HashMap<_, BypassKey, Bypass>>(&mut self.ebpf, "bypasses")
-            .insert(key, Bypass { backend, since: 0 }, 0)
+            .insert(key, Bypass::new(backend, 0), 0)
             .expect("there is room");
         self.bypass_counts[endpoint as usize].count.add(1);
     }

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod kernel;
 pub mod lab;
+pub mod life;
 pub mod packets;
 pub mod pinned;
 pub mod process;

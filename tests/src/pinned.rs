@@ -34,6 +34,12 @@ impl Pinned {
         Self { maps: agent.pins().join("maps") }
     }
 
+    /// Those that are pinned in this directory, whether an agent runs or not.
+    #[must_use]
+    pub fn at(maps: PathBuf) -> Self {
+        Self { maps }
+    }
+
     /// Where a map is pinned.
     #[must_use]
     pub fn path(&self, map: &str) -> PathBuf {

@@ -1,8 +1,8 @@
 //! TCP sessions through a VIP, and datagrams beside them, while the backends change at random.
 
-mod clients;
+pub(crate) mod clients;
 mod datagrams;
-mod traffic;
+pub(crate) mod traffic;
 
 use std::{
     collections::BTreeMap,

@@ -449,7 +449,7 @@ impl Sessions for World {
     }
 
     fn bypass(&self, key: &BypassKey) -> Option<Bypass> {
-        self.bypasses.borrow().get(key).map(|backend| Bypass { backend: *backend, since: 0 })
+        self.bypasses.borrow().get(key).map(|backend| Bypass::new(*backend, 0))
     }
 
     fn record_bypass(&self, key: &BypassKey, endpoint: u32, backend: u32) -> bool {

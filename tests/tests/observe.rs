@@ -5,16 +5,17 @@
 
 use std::{
     io::{Read as _, Write as _},
+    mem::offset_of,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::Output,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
-use lb_common::abi::{ABI_VERSION, Node};
+use lb_common::{abi::ABI_VERSION, agent::About};
 use lb_tests::{
     agent::{Agent, BINARY, Configuration, Service, available},
     lab::{Family, Lab, Options, UPLINK, vip, wait_until},
@@ -228,13 +229,13 @@ fn check_told_by_maps(
 
 /// Maps of another layout are not read.
 fn check_foreign_abi(lab: &Lab, configuration: &Path, maps: &Path) -> Result<()> {
-    let node: PathBuf = maps.join("node");
-    let mut node: Array<MapData, [u8; size_of::<Node>()]> =
-        Map::from_map_data(MapData::from_pin(&node)?)?.try_into()?;
-    let mut bytes = node.get(&0, 0)?;
-    ensure!(bytes[..4] == ABI_VERSION.to_ne_bytes());
-    bytes[..4].copy_from_slice(&77u32.to_ne_bytes());
-    node.set(0, bytes, 0)?;
+    let mut about: Array<MapData, [u8; size_of::<About>()]> =
+        Map::from_map_data(MapData::from_pin(maps.join("about"))?)?.try_into()?;
+    let mut bytes = about.get(&0, 0)?;
+    let version = &mut bytes[offset_of!(About, abi_version)..][..4];
+    ensure!(version == ABI_VERSION.to_ne_bytes());
+    version.copy_from_slice(&77u32.to_ne_bytes());
+    about.set(0, bytes, 0)?;
     let told = status_command(lab, configuration, "json")?;
     let complaint = String::from_utf8_lossy(&told.stderr).into_owned();
     ensure!(told.status.code() == Some(1) && told.stdout.is_empty(), "{:?}", told.status);

@@ -13,12 +13,19 @@ use clap::Args;
 
 use crate::{
     budget,
-    shell::{cargo, root, run, step},
+    shell::{cargo, root, run, set_aside, step},
     toolchain::{self, Toolchain},
     verifier,
 };
 
 const TARGET: &str = "bpfel-unknown-none";
+/// The feature of the packages that stands for the next release.
+pub const NEXT_ABI: &str = "next-abi";
+
+/// Where what is built with [`NEXT_ABI`] is set aside.
+pub fn next_directory() -> PathBuf {
+    root().join("target/next")
+}
 
 /// How to build and judge the objects.
 #[derive(Args, Default)]
@@ -51,6 +58,17 @@ pub fn build(options: &Options) -> Result<Objects> {
         None => println!("not loaded, so not compared with the budget: that needs CAP_BPF and CAP_NET_ADMIN (root)"),
     }
     Ok(objects)
+}
+
+/// Builds the product's object with the ABI that stands for the next release's. Before [`build`]: cargo puts both in the
+/// same place, whose dependencies they share.
+pub fn build_next() -> Result<PathBuf> {
+    let toolchain = toolchain::find_or_make()?;
+    let target_directory = root().join("target/ebpf");
+    let mut compile = compile(&toolchain, &target_directory, "build");
+    compile.args(["--bin", "sluice", "--features", NEXT_ABI]);
+    step("building the eBPF object of the next ABI", || run(&mut compile))?;
+    set_aside(&target_directory.join(TARGET).join("release/sluice"), &next_directory().join("sluice.o"))
 }
 
 /// Clippy, where the toolchain has it, and otherwise the compiler's own warnings, as errors.

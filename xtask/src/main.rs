@@ -29,7 +29,7 @@ enum Command {
     /// Build the eBPF objects, show what each program costs and compare with the budget
     BuildEbpf(ebpf::Options),
     /// Build the eBPF objects and the release agent that carries them
-    Build,
+    Build(workspace::BuildOptions),
     /// Run all tests; those that need root fail in CI and skip elsewhere without it
     Test(workspace::TestOptions),
     /// Show real SNMP, BGP and gRPC reaching pods through a VIP, in network namespaces
@@ -70,7 +70,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::BuildEbpf(options) => ebpf::build(&options).map(drop),
-        Command::Build => workspace::Product::build().map(drop),
+        Command::Build(options) => workspace::build(&options),
         Command::Test(options) => workspace::test(&options),
         Command::Demo(options) => workspace::demo(&options),
         Command::Bench(options) => workspace::bench(&options),

@@ -84,6 +84,19 @@ pub fn fresh_directory(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
+/// Copies a file to where nothing else is built, and returns that place. What is the same already keeps its time, so that
+/// nothing is built anew for it.
+pub fn set_aside(from: &Path, to: &Path) -> Result<PathBuf> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if !fs::read(to).is_ok_and(|there| there == bytes) {
+        // A program that runs is not written to, but may go.
+        let _ = fs::remove_file(to);
+        fs::create_dir_all(to.parent().unwrap_or(to))?;
+        fs::copy(from, to).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(to.to_path_buf())
+}
+
 /// Whether this process is root.
 pub fn is_root() -> bool {
     // SAFETY: geteuid has no preconditions and cannot fail.

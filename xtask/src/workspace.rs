@@ -15,7 +15,7 @@ use clap::Args;
 use crate::{
     ebpf::{self, Objects},
     packages,
-    shell::{cargo, is_root, step},
+    shell::{cargo, is_root, set_aside, step},
 };
 
 /// Which tests run, and how.
@@ -68,24 +68,63 @@ pub struct BenchOptions {
     arguments: Vec<String>,
 }
 
+/// What is built beside the product.
+#[derive(Args)]
+pub struct BuildOptions {
+    /// Also build what stands for the next release, with another ABI, into target/next
+    #[arg(long)]
+    next: bool,
+}
+
+/// Builds the product.
+pub fn build(options: &BuildOptions) -> Result<()> {
+    if options.next {
+        Next::build()?;
+    }
+    Product::build().map(drop)
+}
+
+/// What stands for the next release, with another ABI: what tests upgrade to, and downgrade from.
+struct Next {
+    object: PathBuf,
+    agent: PathBuf,
+}
+
+impl Next {
+    /// To be built before the product: cargo puts both in the same places.
+    fn build() -> Result<Self> {
+        let object = ebpf::build_next()?;
+        let mut build = agent_build(&object);
+        build.args(["--features", ebpf::NEXT_ABI]);
+        let built = step("building the agent of the next ABI", || executable(&mut build))?;
+        let agent = set_aside(&built, &ebpf::next_directory().join("sluice"))?;
+        println!("agent of the next ABI: {}", agent.display());
+        Ok(Self { object, agent })
+    }
+
+    fn export(&self, command: &mut Command) {
+        command.env("SLUICE_NEXT_OBJECT", &self.object).env("SLUICE_NEXT_BIN", &self.agent);
+    }
+}
+
 /// The product: objects, and the agent with the first of them inside.
-pub struct Product {
+struct Product {
     objects: Objects,
     agent: PathBuf,
 }
 
 impl Product {
     /// Builds everything that demo, test and bench run.
-    pub fn build() -> Result<Self> {
+    fn build() -> Result<Self> {
         let objects = ebpf::build(&ebpf::Options::default())?;
-        let agent = build_agent(&objects)?;
+        let agent = step("building the agent", || executable(&mut agent_build(&objects.sluice)))?;
         println!("agent: {}", agent.display());
         Ok(Self { objects, agent })
     }
 
     /// What `lb-tests` reads to find it.
     fn export(&self, command: &mut Command) {
-        self.objects.export(command);
+        command.env("SLUICE_EBPF_OBJECT", &self.objects.sluice).env("SLUICE_LAB_OBJECT", &self.objects.lab);
         command.env("SLUICE_BIN", &self.agent);
         if env::var_os("CI").is_some() {
             command.env("SLUICE_REQUIRE_PRIVILEGES", "1");
@@ -93,33 +132,30 @@ impl Product {
     }
 }
 
-impl Objects {
-    fn export(&self, command: &mut Command) {
-        command.env("SLUICE_EBPF_OBJECT", &self.sluice).env("SLUICE_LAB_OBJECT", &self.lab);
-    }
-}
-
-/// Builds the release agent with the object embedded, and returns where it is.
-fn build_agent(objects: &Objects) -> Result<PathBuf> {
+/// Builds the release agent with this object embedded.
+fn agent_build(object: &Path) -> Command {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "lb-userspace", "--bin", "sluice"]);
-    build.arg("--message-format=json-render-diagnostics");
-    objects.export(&mut build);
-    step("building the agent", || {
-        let mut executable = None;
-        each_line(&mut build, |line| {
-            let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-            if let Some(path) = message["executable"].as_str() {
-                executable = Some(PathBuf::from(path));
-            }
-        })?;
-        executable.context("cargo named no executable")
-    })
+    build.arg("--message-format=json-render-diagnostics").env("SLUICE_EBPF_OBJECT", object);
+    build
+}
+
+/// Runs a build, and returns where its program is.
+fn executable(build: &mut Command) -> Result<PathBuf> {
+    let mut executable = None;
+    each_line(build, |line| {
+        let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        if let Some(path) = message["executable"].as_str() {
+            executable = Some(PathBuf::from(path));
+        }
+    })?;
+    executable.context("cargo named no executable")
 }
 
 /// Runs the tests of the whole workspace. Every test binary runs, also after one has failed.
 pub fn test(options: &TestOptions) -> Result<()> {
     packages::install_missing()?;
+    let next = Next::build()?;
     let product = Product::build()?;
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
@@ -132,6 +168,7 @@ pub fn test(options: &TestOptions) -> Result<()> {
         command.env("RUST_TEST_THREADS", threads.to_string());
     }
     product.export(&mut command);
+    next.export(&mut command);
     println!("==> running the tests");
     let start = Instant::now();
     let mut totals = Totals::default();

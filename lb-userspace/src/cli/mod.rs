@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT},
-    dataplane::pinned,
+    dataplane::remains,
     failure,
     net::{Netlink, links},
     status::{self, FetchError, SOCKET_NAME, Status, render_table},
@@ -48,8 +48,9 @@ pub enum Command {
     /// Run the agent on this node, in the foreground.
     ///
     /// Attaches the programs to the uplinks and to the pods' interfaces, fills the maps and keeps them true to the
-    /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. SIGTERM
-    /// takes everything down again; when the agent is killed, the data plane goes on until the next agent replaces it.
+    /// configuration, which is applied again when the file changes and on SIGHUP, as a whole or not at all. When the agent
+    /// ends, however that is, the data plane goes on: the next agent adopts it, and no packet is lost. `sluice detach`
+    /// removes it.
     ///
     /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST, CAP_PERFMON and CAP_SYS_ADMIN. One agent runs on a node.
     #[command(after_help = "\
@@ -77,6 +78,15 @@ Examples:
 Example:
   sluice check sluice.yaml && systemctl reload sluice")]
     Check(CheckArgs),
+    /// Remove everything that agents have made on this node: programs, maps, pins; and put back what they have changed.
+    ///
+    /// Traffic to VIPs ends with it, and so do sessions through VIPs. The agent must have ended; whether it was stopped,
+    /// has crashed or has only half started makes no difference. A second run finds nothing to do.
+    #[command(after_help = "\
+Examples:
+  systemctl stop sluice && sluice detach
+  sluice detach --config /etc/sluice/sluice.yaml    the pinDirectory and runDirectory in that file")]
+    Detach(DetachArgs),
 }
 
 /// Arguments of `sluice agent`.
@@ -118,6 +128,22 @@ pub struct CheckArgs {
     pub file: PathBuf,
 }
 
+/// Arguments of `sluice detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Configuration file with the agent's pinDirectory and runDirectory [default: /sys/fs/bpf/sluice and /run/sluice].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What the command line calls and does not know: it does not depend on the engine.
+pub struct Actions {
+    /// Runs the agent with a configuration file until it is told to stop.
+    pub agent: fn(&Path) -> Result<()>,
+    /// Removes what agents have made under a pin directory and a run directory, and says each thing that it does.
+    pub detach: fn(&Path, &Path, &mut dyn FnMut(&str)) -> Result<()>,
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -156,16 +182,16 @@ fn log_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// Does what `cli` says. `agent` runs the agent with a configuration file until it is told to stop; it is an argument so
-/// that the command line does not depend on the engine.
-pub fn run(cli: Cli, agent: impl FnOnce(&Path) -> Result<()>) -> ExitCode {
+/// Does what `cli` says.
+pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
     let done = match cli.command {
         Command::Agent(args) => {
             start_log(args.log_format, &args.log_level);
-            agent(&args.config)
+            (actions.agent)(&args.config)
         }
         Command::Status(args) => show_status(&args),
         Command::Check(args) => check(&args.file).and_then(|text| print(&text)),
+        Command::Detach(args) => detach(&args, actions),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -214,7 +240,7 @@ fn show_status(args: &StatusArgs) -> Result<()> {
         (Err(gone @ (FetchError::Missing { .. } | FetchError::Refused { .. } | FetchError::Silent { .. })), Some(pins)) => {
             // Where the interfaces cannot be listed, they have no names.
             let links = Netlink::open().and_then(|mut netlink| links::snapshot(&mut netlink)).ok();
-            match pinned::read(&pins, links.as_ref()) {
+            match remains::read(&pins, links.as_ref()) {
                 Ok(left) => print(&written(&left, args)?)?,
                 Err(error) => bail!("{gone}\n{error}"),
             }
@@ -253,6 +279,27 @@ fn check(file: &Path) -> Result<String> {
         config::maglev_slots(&snapshot.services),
         snapshot.capacities.maglev_slots,
     ))
+}
+
+fn detach(args: &DetachArgs, actions: &Actions) -> Result<()> {
+    let (pins, run) = match &args.config {
+        Some(file) => {
+            let snapshot = config::load(file)?;
+            (snapshot.pin_directory, snapshot.run_directory)
+        }
+        None => (PIN_DIRECTORY_DEFAULT.into(), RUN_DIRECTORY_DEFAULT.into()),
+    };
+    let mut done = 0u32;
+    (actions.detach)(&pins, &run, &mut |what| {
+        done += 1;
+        // Where standard output is gone, the rest is done all the same.
+        let _ = writeln!(io::stdout(), "{what}");
+    })?;
+    print(if done == 0 {
+        "nothing to do: no agent has left anything here\n"
+    } else {
+        "nothing of Sluice is left here\n"
+    })
 }
 
 fn counted(number: usize, noun: &str) -> String {

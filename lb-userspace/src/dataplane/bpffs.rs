@@ -8,7 +8,7 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::symlink},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::DataPlaneError;
@@ -17,13 +17,19 @@ use super::DataPlaneError;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where everybody expects a bpffs.
 const USUAL_PLACE: &str = "/sys/fs/bpf";
+/// Where links are pinned in the directory.
+pub const LINKS: &str = "links";
+/// Where maps are pinned in the directory.
+pub const MAPS: &str = "maps";
 /// What the agent makes in its directory, in the order in which it goes.
-const PARTS: [&str; 2] = ["links", "maps"];
+const PARTS: [&str; 2] = [LINKS, MAPS];
 /// The mark of a directory that is an agent's: what is pinned in another is never removed. A bpffs holds no files of its
 /// own, but symlinks; this one leads nowhere.
 const OWNER: &str = "owner";
 /// Where the mark leads.
 const OWNER_TARGET: &str = "sluice";
+/// Beside the mark where an agent has mounted the bpffs itself.
+const MOUNTED: &str = "mounted";
 
 /// The pin directory of this agent. Held as long as the agent runs; the kernel lets go of it however the agent ends.
 #[derive(Debug)]
@@ -56,14 +62,14 @@ fn mount(path: &Path) -> io::Result<()> {
     if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes the directory usable and this agent's: mounts a bpffs where there is none, empties what an earlier agent left.
+/// Makes the directory usable and this agent's: mounts a bpffs where there is none. What an earlier agent left stays.
 /// Takes neither from a running agent nor what somebody else has pinned, and covers no files by a mount.
 pub fn prepare(directory: &Path) -> Result<PinDirectory, DataPlaneError> {
     let fail = |what, advice| {
         move |source| DataPlaneError::PinDirectory { path: directory.to_path_buf(), what, source, advice }
     };
     let usual = Path::new(USUAL_PLACE);
-    let mut mounted = false;
+    let (mut mounted, mut is_own_mount) = (false, false);
     if directory.starts_with(usual) && !is_bpffs(usual).map_err(fail("looking at the bpffs above it", ""))? {
         mount(usual).map_err(fail("mounting a bpffs at /sys/fs/bpf", "; mount it, or run with CAP_SYS_ADMIN"))?;
         mounted = true;
@@ -74,17 +80,59 @@ pub fn prepare(directory: &Path) -> Result<PinDirectory, DataPlaneError> {
         let elsewhere = "; set pinDirectory to a directory on a bpffs";
         is_empty(directory).map_err(fail("mounting a bpffs", elsewhere))?;
         mount(directory).map_err(fail("mounting a bpffs", elsewhere))?;
-        mounted = true;
+        (mounted, is_own_mount) = (true, true);
     }
     let lock =
         lock(directory).map_err(fail("locking it", "; stop the agent that uses it, or set another pinDirectory"))?;
     check_owner(directory).map_err(fail("looking at what is in it", "; set pinDirectory to a directory of its own"))?;
-    remove(directory).map_err(fail("removing what an earlier agent left", read_only))?;
-    symlink(OWNER_TARGET, directory.join(OWNER)).map_err(fail("marking it", read_only))?;
+    mark(directory, OWNER).map_err(fail("marking it", read_only))?;
+    if is_own_mount {
+        mark(directory, MOUNTED).map_err(fail("marking it", read_only))?;
+    }
     for part in PARTS {
         fs::create_dir_all(directory.join(part)).map_err(fail("making a directory in it", read_only))?;
     }
     Ok(PinDirectory { mounted, _lock: lock })
+}
+
+/// Takes the directory of an agent that does not run, to remove what is in it. `None` where no agent has left anything.
+///
+/// # Errors
+/// Where an agent runs, or where the directory is somebody else's.
+pub fn claim(directory: &Path) -> Result<Option<PinDirectory>, DataPlaneError> {
+    let fail = |what, advice| {
+        move |source| DataPlaneError::PinDirectory { path: directory.to_path_buf(), what, source, advice }
+    };
+    match is_bpffs(directory) {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail("looking at it", "")(error)),
+    }
+    let lock = lock(directory).map_err(fail("locking it", "; stop the agent that uses it"))?;
+    check_owner(directory).map_err(fail("looking at what is in it", "; name the directory that agents use"))?;
+    let is_marked = fs::symlink_metadata(directory.join(OWNER)).is_ok();
+    Ok(is_marked.then_some(PinDirectory { mounted: false, _lock: lock }))
+}
+
+fn mark(directory: &Path, name: &str) -> io::Result<()> {
+    match symlink(OWNER_TARGET, directory.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    }
+}
+
+/// The interface that a pinned link is attached to; `None` where that is gone and the link leads nowhere.
+pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
+    let link = open_pinned(pin, 0)?;
+    let mut info = LinkInfo::default();
+    let attributes = InfoAttributes {
+        descriptor: link.as_raw_fd() as u32,
+        length: size_of::<LinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
+    Ok((info.interface != 0).then_some(info.interface))
 }
 
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
@@ -119,6 +167,7 @@ fn open_pinned(path: &Path, flags: u32) -> io::Result<OwnedFd> {
 
 /// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// What `BPF_OBJ_GET` reads of `union bpf_attr`.
@@ -129,7 +178,27 @@ struct ObjectAttributes {
     flags: u32,
 }
 
-/// bpf(2) with a command that writes nothing back.
+/// What `BPF_OBJ_GET_INFO_BY_FD` reads of `union bpf_attr`.
+#[repr(C)]
+struct InfoAttributes {
+    descriptor: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info`, as links of XDP and of tcx fill it in.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program_id: u32,
+    pad: u32,
+    interface: u32,
+    attach_type: u32,
+}
+
+/// bpf(2) with a command that writes nothing back to its attributes.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     let pointer = std::ptr::from_ref(attributes);
     // SAFETY: the pointer and length describe `attributes`, which lives across the call and has no padding.
@@ -166,21 +235,60 @@ fn check_owner(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Detaches an agent's programs and removes its pins, which takes down maps that nothing else holds. The mark goes last: what
-/// is left of a removal that was cut short is still an agent's.
+/// Detaches an agent's programs and removes its pins, which takes down maps that nothing else holds. The mark goes
+/// last: what is left of a removal that was cut short is still an agent's.
 pub fn remove(directory: &Path) -> io::Result<()> {
-    let gone = |result: io::Result<()>| match result {
+    clear(directory)?;
+    for part in PARTS {
+        gone(fs::remove_dir(directory.join(part)))?;
+    }
+    let is_own_mount = fs::symlink_metadata(directory.join(MOUNTED)).is_ok();
+    gone(fs::remove_file(directory.join(MOUNTED)))?;
+    gone(fs::remove_file(directory.join(OWNER)))?;
+    if is_own_mount {
+        unmount(directory)?;
+    }
+    Ok(())
+}
+
+/// Detaches an agent's programs and removes its pins; the directory stays the agent's.
+pub fn clear(directory: &Path) -> io::Result<()> {
+    for link in entries(&directory.join(LINKS))? {
+        // What is no link is removed all the same.
+        let _ = detach(&link);
+        gone(fs::remove_file(&link))?;
+    }
+    for pin in entries(&directory.join(MAPS))? {
+        gone(fs::remove_file(&pin))?;
+    }
+    Ok(())
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    };
-    for link in fs::read_dir(directory.join("links")).into_iter().flatten().flatten() {
-        // What is no link is removed all the same.
-        let _ = detach(&link.path());
     }
-    for part in PARTS {
-        gone(fs::remove_dir_all(directory.join(part)))?;
+}
+
+/// What is in a directory; nothing where there is none.
+pub fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
-    gone(fs::remove_file(directory.join(OWNER)))
+}
+
+/// Later, where somebody is in it: the directory is locked by who removes it.
+fn unmount(directory: &Path) -> io::Result<()> {
+    let path = c_path(directory)?;
+    // SAFETY: a terminated path that lives across the call.
+    if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

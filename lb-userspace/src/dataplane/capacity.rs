@@ -1,6 +1,6 @@
 //! How large each map is: follows from the configured capacities alone.
 
-use lb_common::{abi, flow, fragments, index};
+use lb_common::{abi, agent, flow, fragments, index};
 
 use crate::{
     model::{Capacities, UPLINKS_MAX},
@@ -93,6 +93,16 @@ impl Sizes {
             ("programs", abi::program::COUNT, array(abi::program::COUNT, 8)),
             ("return_programs", abi::return_program::COUNT, array(abi::return_program::COUNT, 8)),
             ("fragments", fragments, array(fragments, size_of::<fragments::Bucket>())),
+            ("members", backends, array(backends, size_of::<abi::Member>())),
+            ("about", 1, array(1, size_of::<agent::About>())),
+            // Those of an earlier data plane take their place where there is one.
+            ("earlier_bypasses", 1, hash(1, size_of::<abi::BypassKey>(), size_of::<abi::Bypass>())),
+            ("earlier_flows", 1, array(1, size_of::<flow::Bucket>())),
+            (
+                "undo",
+                agent::UNDO_MAX as u32,
+                hash(agent::UNDO_MAX as u32, size_of::<agent::UndoKey>(), size_of::<agent::Undo>()),
+            ),
         ]
     }
 }

@@ -66,6 +66,15 @@ impl<T> Mapped<T> {
     }
 }
 
+impl<T: Copy> Mapped<T> {
+    /// Reads one element. Where programs or another thread write at the same time, one of more than eight bytes may be
+    /// torn.
+    pub fn read(&self, index: usize) -> Option<T> {
+        // SAFETY: in bounds and aligned, and any bytes are a value of what stands in maps.
+        (index < self.elements).then(|| unsafe { self.start.add(index).read_volatile() })
+    }
+}
+
 /// Elements that consist of words may be shared as they are.
 pub trait Shared {}
 impl Shared for lb_common::flow::Bucket {}
@@ -85,6 +94,12 @@ impl Mapped<abi::Node> {
     pub const fn vip_filter(&self) -> &Filter {
         // SAFETY: the map has one element, which lives as long as `self`; the filter consists of words.
         unsafe { &(*self.start.as_ptr()).vip_filter }
+    }
+
+    /// The settings as they stand.
+    pub fn settings(&self) -> abi::Settings {
+        // SAFETY: as above; programs only read them, and the agent writes them in one place.
+        unsafe { (&raw const (*self.start.as_ptr()).settings).read_volatile() }
     }
 
     /// Writes the settings. Programs that run meanwhile may see some of the new ones before the others.

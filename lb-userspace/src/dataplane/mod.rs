@@ -1,13 +1,16 @@
 //! The edge to the kernel: the object, its maps and its programs' places. No decisions.
 
 pub mod bpffs;
+pub mod btf;
 pub mod capacity;
 pub mod kernel_types;
+pub mod layout;
 pub mod mapped;
 pub mod object;
 pub mod pinned;
 pub mod probe;
 pub mod programs;
+pub mod remains;
 mod signals;
 pub mod summed;
 pub mod tables;
@@ -66,6 +69,14 @@ pub enum DataPlaneError {
         map: &'static str,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// What is pinned is not what an agent pins there.
+    #[error("{path}: {what}; `sluice detach` removes what agents have left, and ends sessions through VIPs")]
+    ForeignPin {
+        /// The pin.
+        path: PathBuf,
+        /// How it differs.
+        what: String,
     },
     /// Something could not be pinned.
     #[error("cannot pin {path}: {source}; is the directory on a bpffs that may be written?")]

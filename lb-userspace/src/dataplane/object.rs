@@ -1,7 +1,10 @@
 //! The eBPF object: where it comes from, and how it is loaded.
 
 use std::{
-    path::Path,
+    borrow::Cow,
+    collections::BTreeMap,
+    fs, io,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -13,7 +16,7 @@ use aya::{
 use lb_common::abi::{COARSE_SHIFT, program, return_program};
 use tracing::warn;
 
-use super::{DataPlaneError, capacity::Sizes, signals::BlockedSignals, summed::Summed};
+use super::{DataPlaneError, bpffs, capacity::Sizes, signals::BlockedSignals, summed::Summed};
 
 /// The object that `cargo xtask build` put into this program.
 #[cfg(sluice_ebpf_object)]
@@ -43,23 +46,82 @@ pub const CALLED_PROGRAMS: [(&str, u32, &str); 5] = [
     ("return_programs", return_program::UPLINK_FRAGMENT, "sluice_out_fragment"),
 ];
 
-/// Loads the object's maps and programs; nothing is attached. Maps are pinned under `pins`.
-pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> {
-    let read;
-    let bytes = match (EMBEDDED, std::env::var_os("SLUICE_EBPF_OBJECT")) {
-        ([], None) => return Err(DataPlaneError::NoObject),
+/// Maps of programs that others go on in. They belong to the programs, not to the data plane: each load has its own,
+/// because an agent's programs go on in programs of the same build.
+pub const CALLS: [&str; 2] = ["programs", "return_programs"];
+
+/// Maps that are those of an earlier data plane while programs are switched from that. Otherwise nothing is in them, and
+/// they are not pinned.
+pub const EARLIER: [&str; 2] = ["earlier_bypasses", "earlier_flows"];
+
+/// Where maps are pinned, and taken from where they are pinned already.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    maps: PathBuf,
+    /// Tells this load's [`CALLS`] from those of the programs that are still attached.
+    load: u32,
+}
+
+impl Pins {
+    /// In this directory.
+    pub fn new(maps: PathBuf) -> Self {
+        Self { maps, load: std::process::id() }
+    }
+
+    fn path(&self, map: &str) -> PathBuf {
+        if CALLS.contains(&map) { self.maps.join(format!("{map}-{}", self.load)) } else { self.maps.join(map) }
+    }
+
+    /// Once no program of an earlier load is attached: this load's [`CALLS`] get their proper names, and others go.
+    pub fn settle(&self) -> io::Result<()> {
+        for map in CALLS {
+            fs::rename(self.path(map), self.maps.join(map))?;
+            let others = format!("{map}-");
+            for pin in bpffs::entries(&self.maps)? {
+                if pin.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&others)) {
+                    fs::remove_file(pin)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Key size, value size and entries of each map, by name.
+pub type Shapes = BTreeMap<String, [u32; 3]>;
+
+/// What the maps of these sizes are shaped like.
+pub fn shapes(sizes: &Sizes) -> Result<Shapes, DataPlaneError> {
+    let object = aya_obj::Object::parse(&bytes()?).map_err(|_| DataPlaneError::ForeignObject { what: "maps" })?;
+    let entries: BTreeMap<&str, u32> = sizes.maps(1).into_iter().map(|(name, entries, _)| (name, entries)).collect();
+    let shape = |(name, map): (String, aya_obj::Map)| {
+        let entries = entries.get(name.as_str()).copied()?;
+        Some((name, [map.key_size(), map.value_size(), entries]))
+    };
+    Ok(object.maps.into_iter().filter_map(shape).collect())
+}
+
+fn bytes() -> Result<Cow<'static, [u8]>, DataPlaneError> {
+    match (EMBEDDED, std::env::var_os("SLUICE_EBPF_OBJECT")) {
+        ([], None) => Err(DataPlaneError::NoObject),
         ([], Some(path)) => {
-            read = std::fs::read(&path).map_err(|source| DataPlaneError::PinDirectory {
+            let read = fs::read(&path).map_err(|source| DataPlaneError::PinDirectory {
                 path: path.into(),
                 what: "reading the eBPF object",
                 source,
                 advice: "; build it with `cargo xtask build-ebpf`",
             })?;
-            read.as_slice()
+            Ok(read.into())
         }
-        (embedded, _) => embedded,
-    };
-    let filled = with_summed(bytes)?;
+        (embedded, _) => Ok(embedded.into()),
+    }
+}
+
+/// Loads the object's maps and programs; nothing is attached. With `pins`, maps that are pinned there already are the
+/// object's, and the others are made and pinned.
+pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Ebpf, DataPlaneError> {
+    let bytes = bytes()?;
+    let filled = with_summed(&bytes)?;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SERVICE_INDEX_LOG2", &sizes.service_index_log2, true)
@@ -68,14 +130,11 @@ pub fn load(sizes: &Sizes, pins: Option<&Path>) -> Result<Ebpf, DataPlaneError> 
         .override_global("FRAGMENTS_LOG2", &sizes.fragments_log2, true);
     for (name, entries, _) in sizes.maps(1) {
         loader.map_max_entries(name, entries);
-    }
-    let mut object = loader.load(&filled).map_err(|error| DataPlaneError::Load(Box::new(error)))?;
-    if let Some(pins) = pins {
-        for (name, map) in object.maps().filter(|(name, _)| !name.starts_with('.')) {
-            let path = pins.join(name);
-            map.pin(&path).map_err(|source| DataPlaneError::Pin { path, source })?;
+        if let Some(pins) = pins.filter(|_| !EARLIER.contains(&name)) {
+            loader.map_pin_path(name, pins.path(name));
         }
     }
+    let mut object = loader.load(&filled).map_err(|error| DataPlaneError::Load(Box::new(error)))?;
     let _blocked = BlockedSignals::new();
     for name in XDP_PROGRAMS {
         xdp_named(&mut object, name)?.load().map_err(|source| loading(name, source))?;

@@ -1,11 +1,20 @@
 //! Where the programs are attached: XDP and tc at uplinks, tc at the pods' host-side interfaces. Every link is
 //! pinned, so that the data plane outlives the agent.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
-    programs::{LinkOrder, ProgramError, TcAttachType, XdpMode, links::FdLink, loaded_programs, tc::TcAttachOptions},
+    programs::{
+        LinkOrder, ProgramError, TcAttachType, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        loaded_programs,
+        tc::TcAttachOptions,
+    },
 };
 use tracing::warn;
 
@@ -15,9 +24,20 @@ use super::{
 };
 use crate::{
     model::XdpModeChoice,
-    net::links::{Link, XdpAttachment},
+    net::links::{self, Link, Links, XdpAttachment},
     status::{AttachMode, ProgramStatus},
 };
+
+/// Where each attached program's link stands, in the order in which programs are replaced: who reads what another writes
+/// comes first.
+const PLACES: [(&str, &str); 5] = [
+    ("sluice_return", "tcx ingress"),
+    ("sluice_uplink_out", "tcx egress"),
+    ("sluice_bypass", "tcx egress"),
+    ("sluice_uplink_in", "tcx ingress"),
+    (XDP, "xdp"),
+];
+const XDP: &str = "sluice_xdp";
 
 /// What is attached, by interface index.
 #[derive(Default)]
@@ -30,6 +50,74 @@ impl Attached {
     /// Nothing yet; links will be pinned in this directory.
     pub fn new(links: PathBuf) -> Self {
         Self { links, places: BTreeMap::new() }
+    }
+
+    /// Takes over what an earlier agent has attached: the programs behind its pinned links are replaced by this object's,
+    /// each in one step. Links whose interface is gone go.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a replacement. The links before it have been replaced.
+    pub fn adopt(&mut self, object: &mut Ebpf, links: &Links) -> Result<(), DataPlaneError> {
+        let pins = bpffs::entries(&self.links).map_err(|source| DataPlaneError::PinDirectory {
+            path: self.links.clone(),
+            what: "looking at what is pinned",
+            source,
+            advice: "",
+        })?;
+        for (program, attach_point) in PLACES {
+            for pin in &pins {
+                let Some(ifindex) = interface_in_name(pin, program) else { continue };
+                let link = links.by_index(ifindex);
+                match (bpffs::interface_of(pin), link) {
+                    (Ok(Some(interface)), Some(link)) if interface == ifindex => {
+                        replace(object, program, pin, &link.name)?;
+                        self.note_adopted(object, program, attach_point, link)?;
+                    }
+                    // Its interface is gone, or it is no link at all.
+                    _ => drop(fs::remove_file(pin)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_adopted(
+        &mut self,
+        object: &mut Ebpf,
+        program: &'static str,
+        attach_point: &str,
+        link: &Link,
+    ) -> Result<(), DataPlaneError> {
+        let (mode, id) = if program == XDP {
+            let generic = link.xdp.iter().any(|attachment| attachment.mode == links::XdpMode::Generic);
+            let mode = if generic { AttachMode::Generic } else { AttachMode::Native };
+            (mode, xdp(object)?.info().ok().map(|info| info.id()))
+        } else {
+            (AttachMode::Tcx, tc(object, program)?.info().ok().map(|info| info.id()))
+        };
+        self.places.entry(link.index).or_default().push(ProgramStatus {
+            name: program.into(),
+            interface: link.name.clone(),
+            attach_point: attach_point.into(),
+            mode: Some(mode),
+            program_id: id,
+            error: None,
+        });
+        Ok(())
+    }
+
+    /// The XDP mode of an interface that has all programs of an uplink.
+    pub fn uplink_mode(&self, ifindex: u32) -> Option<AttachMode> {
+        let programs = self.places.get(&ifindex)?;
+        let has = |name: &str| programs.iter().find(|program| program.name == name);
+        has("sluice_uplink_in").and(has("sluice_uplink_out")).and(has(XDP))?.mode
+    }
+
+    /// Whether an interface has all programs of a pod's.
+    pub fn is_pod(&self, ifindex: u32) -> bool {
+        let has =
+            |name: &str| self.places.get(&ifindex).is_some_and(|all| all.iter().any(|program| program.name == name));
+        has("sluice_bypass") && has("sluice_return")
     }
 
     /// Every program at every place.
@@ -74,18 +162,18 @@ impl Attached {
                 Ok(id) => {
                     let fd: FdLink = program
                         .take_link(id)
-                        .map_err(|source| at("sluice_xdp", link, source))?
+                        .map_err(|source| at(XDP, link, source))?
                         .try_into()
-                        .map_err(|source| DataPlaneError::Link { program: "sluice_xdp", source })?;
+                        .map_err(|source| DataPlaneError::Link { program: XDP, source })?;
                     let id = program.info().ok().map(|info| info.id());
-                    self.pin(fd, "sluice_xdp", link.index, &link.name, "xdp", *name, id)?;
+                    self.pin(fd, XDP, link.index, &link.name, "xdp", *name, id)?;
                     return Ok(*name);
                 }
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
         // `tries` is never empty, so there is a failure to tell of.
-        Err(failure.map_or(DataPlaneError::NoObject, |source| at("sluice_xdp", link, source)))
+        Err(failure.map_or(DataPlaneError::NoObject, |source| at(XDP, link, source)))
     }
 
     /// Attaches the programs of a pod's host-side interface; the recorder first, so that no connection comes in
@@ -167,6 +255,34 @@ impl Attached {
     /// Interfaces with programs.
     pub fn interfaces(&self) -> Vec<u32> {
         self.places.keys().copied().collect()
+    }
+}
+
+/// The interface in the name of a link's pin, where it is this program's.
+fn interface_in_name(pin: &Path, program: &str) -> Option<u32> {
+    let (name, ifindex) = pin.file_name()?.to_str()?.rsplit_once('-')?;
+    (name == program).then(|| ifindex.parse().ok()).flatten()
+}
+
+/// Puts this object's program behind a pinned link. No packet meets neither program.
+fn replace(object: &mut Ebpf, program: &'static str, pin: &Path, interface: &str) -> Result<(), DataPlaneError> {
+    let failed = |source: ProgramError| DataPlaneError::Program {
+        program,
+        interface: interface.to_owned(),
+        source: Box::new(source),
+        advice: "; `sluice detach` removes what an earlier agent has attached, and ends sessions through VIPs".into(),
+    };
+    let foreign = |source: LinkError| DataPlaneError::Link { program, source };
+    let link: FdLink = PinnedLink::from_pin(pin).map_err(foreign)?.into();
+    // The link lives on in its pin when what is taken here goes.
+    if program == XDP {
+        let xdp = xdp(object)?;
+        let id = xdp.attach_to_link(link.try_into().map_err(foreign)?).map_err(failed)?;
+        xdp.take_link(id).map(drop).map_err(failed)
+    } else {
+        let classifier = tc(object, program)?;
+        let id = classifier.attach_to_link(link.try_into().map_err(foreign)?).map_err(failed)?;
+        classifier.take_link(id).map(drop).map_err(failed)
     }
 }
 

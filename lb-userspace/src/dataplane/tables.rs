@@ -12,12 +12,23 @@ use aya::{
 use lb_common::{
     abi::{self, Bypass, BypassKey, Counter, ServiceKey, Settings, Traffic, service_flags},
     address::Address,
+    agent::{About, Undo, UndoKey},
     flow, index,
     reason::Reason,
 };
 
 use super::{DataPlaneError, capacity::Sizes, mapped::Mapped};
 use crate::plan::ops::MapOp;
+
+mod adopt;
+mod undo;
+
+pub use undo::{Undos, read_undos, setting_name};
+
+/// The bucket of a hash among two to the power of `log2`.
+const fn bucket_of(hash: u64, log2: u32) -> usize {
+    ((hash >> 1) >> (63 - log2)) as usize
+}
 
 /// Keys of one index bucket with their values.
 type BucketContent<const V: usize> = Vec<(ServiceKey, [u64; V])>;
@@ -32,7 +43,7 @@ struct IndexWriter<const V: usize> {
 
 impl<const V: usize> IndexWriter<V> {
     fn change(&mut self, key: &ServiceKey, value: Option<[u64; V]>) {
-        let bucket = ((index::hash(key, self.seed) >> 1) >> (63 - self.log2)) as usize;
+        let bucket = bucket_of(index::hash(key, self.seed), self.log2);
         let content = self.content.entry(bucket).or_default();
         match (content.iter().position(|(k, _)| k == key), value) {
             (Some(at), Some(value)) => content[at].1 = value,
@@ -53,12 +64,19 @@ struct FilterWriter {
 }
 
 impl FilterWriter {
-    /// No address is a VIP yet.
-    fn new(filter: &index::Filter, seed: u64) -> Self {
-        for word in &filter.words {
-            word.store(u64::MAX);
+    /// The addresses of these keys may be VIPs, and no others.
+    fn new<'a>(filter: &index::Filter, seed: u64, keys: impl Iterator<Item = &'a ServiceKey>) -> Self {
+        let mut users: HashMap<(usize, u32), HashSet<ServiceKey>> = HashMap::new();
+        let mut words = [u64::MAX; index::FILTER_WORDS];
+        for key in keys {
+            let (word, bit) = index::filter_position(key.address, seed);
+            users.entry((word, bit)).or_default().insert(*key);
+            words[word] &= !(1 << bit);
         }
-        Self { users: HashMap::new(), seed }
+        for (word, value) in filter.words.iter().zip(words) {
+            word.store(value);
+        }
+        Self { users, seed }
     }
 
     /// Called before the key can be found in the tables.
@@ -102,6 +120,9 @@ pub struct Tables {
     node: Mapped<abi::Node>,
     reasons: PerCpuArray<MapData, Counter>,
     backend_counters: PerCpuArray<MapData, Traffic>,
+    members: Array<MapData, abi::Member>,
+    about: Array<MapData, About>,
+    undo: BpfHash<MapData, UndoKey, Undo>,
     written: Settings,
 }
 
@@ -121,8 +142,16 @@ fn mapped<T>(object: &Ebpf, name: &'static str, elements: usize) -> Result<Mappe
 }
 
 impl Tables {
-    /// Takes the maps out of a loaded object.
+    /// Takes fresh maps out of a loaded object, and writes these settings.
     pub fn new(object: &mut Ebpf, sizes: &Sizes, settings: Settings) -> Result<Self, DataPlaneError> {
+        let mut tables = Self::open(object, sizes, settings)?;
+        tables.vip_filter = FilterWriter::new(tables.node.vip_filter(), settings.table_seed, [].iter());
+        tables.node.write_settings(settings);
+        Ok(tables)
+    }
+
+    /// As if nothing were in the maps, whose indexes and filter are built with the seed of these settings.
+    fn open(object: &mut Ebpf, sizes: &Sizes, settings: Settings) -> Result<Self, DataPlaneError> {
         let seed = settings.table_seed;
         let service_index = IndexWriter {
             memory: mapped(object, "service_index", 1 << sizes.service_index_log2)?,
@@ -137,14 +166,14 @@ impl Tables {
             seed,
         };
         let node: Mapped<abi::Node> = mapped(object, "node", 1)?;
-        let tables = Self {
+        Ok(Self {
             slots: mapped(object, "maglev", sizes.slot_blocks as usize * abi::SLOTS_PER_BLOCK)?,
             histories: mapped(object, "histories", sizes.histories as usize)?,
             backends: mapped(object, "backends", sizes.backend_entries as usize)?,
             bypass_counts: mapped(object, "endpoint_bypasses", sizes.backends as usize)?,
             flows: mapped(object, "flows", 1 << sizes.flows_log2)?,
             service_index,
-            vip_filter: FilterWriter::new(node.vip_filter(), seed),
+            vip_filter: FilterWriter { users: HashMap::new(), seed },
             endpoint_index,
             services: take!(object, "services"),
             vips: take!(object, "vips"),
@@ -156,10 +185,11 @@ impl Tables {
             node,
             reasons: take!(object, "reasons"),
             backend_counters: take!(object, "backend_counters"),
+            members: take!(object, "members"),
+            about: take!(object, "about"),
+            undo: take!(object, "undo"),
             written: settings,
-        };
-        tables.node.write_settings(settings);
-        Ok(tables)
+        })
     }
 
     /// Settings as they are.
@@ -212,11 +242,10 @@ impl Tables {
             }
             MapOp::WriteHistory { at, value } => self.histories.write(*at as usize, *value),
             MapOp::SetBackendVip { id, key } => self.backend_vips.set(*id, key, 0)?,
+            MapOp::SetMember { id, value } => self.members.set(*id, value, 0)?,
             MapOp::SetEndpoint { key, value } => {
                 self.endpoints.insert(key, value, 0)?;
-                // SAFETY: both are 32 bytes of plain integers without padding.
-                let words = unsafe { std::mem::transmute::<abi::Endpoint, [u64; 4]>(*value) };
-                self.endpoint_index.change(key, Some(words));
+                self.endpoint_index.change(key, Some(endpoint_words(*value)));
             }
             MapOp::RemoveEndpoint { key } => {
                 self.endpoint_index.change(key, None);
@@ -260,7 +289,7 @@ impl Tables {
         }
         let count = &self.bypass_counts.elements()[endpoint as usize].count;
         count.add(1);
-        let value = Bypass { backend: abi::NO_BACKEND, since };
+        let value = Bypass::new(abi::NO_BACKEND, since);
         self.bypasses.insert(key, value, aya_flags::NO_EXIST).or_else(|error| {
             count.add(u64::MAX);
             if self.bypasses.get(key, 0).is_ok() { Ok(()) } else { Err(error.into()) }
@@ -395,6 +424,11 @@ mod aya_flags {
 
 fn service_words(value: abi::Service) -> [u64; 3] {
     // SAFETY: both are 24 bytes of plain integers without padding.
+    unsafe { std::mem::transmute(value) }
+}
+
+fn endpoint_words(value: abi::Endpoint) -> [u64; 4] {
+    // SAFETY: both are 32 bytes of plain integers without padding.
     unsafe { std::mem::transmute(value) }
 }
 

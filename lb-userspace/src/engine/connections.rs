@@ -207,7 +207,8 @@ fn is_opaque(planner: &crate::plan::planner::Planner, key: &BypassKey) -> bool {
     value.is_some_and(|value| value.flags & endpoint_flags::OPAQUE != 0)
 }
 
-fn endpoint_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {
+/// The installed endpoint of a record.
+pub(super) fn endpoint_of(planner: &crate::plan::planner::Planner, key: &BypassKey) -> Option<u32> {
     let protocol = if key.protocol == protocol::TCP { Protocol::Tcp } else { Protocol::Udp };
     let endpoint = EndpointKey::new(key.pod.into(), protocol, key.pod_port);
     planner.endpoints().get(&endpoint).map(|endpoint| endpoint.id)

@@ -1,18 +1,21 @@
 //! The agent: one task that owns the state, recomputes what is wanted, and applies the difference.
 
+mod adopt;
 mod connections;
+pub mod detach;
 mod flows;
 mod guard;
 mod opaque;
 mod pods;
 mod prune;
 mod report;
+mod start;
+mod undo;
 mod uplinks;
 mod vips;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    hash::{BuildHasher, Hasher},
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -21,10 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use lb_common::{
-    abi::{ABI_VERSION, Limit, Settings, Traffic},
-    limiter::TOKEN,
-};
+use lb_common::abi::Traffic;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
@@ -37,20 +37,16 @@ use self::{
     flows::Sweeper,
     guard::Lock,
     opaque::OpaqueEndpoints,
-    pods::{Finding, GroChange, Wanted},
+    pods::{Finding, Wanted},
+    start::settings,
+    undo::GroChanges,
     uplinks::AttachedUplink,
 };
 use crate::{
     config,
-    dataplane::{
-        bpffs::{self, PinDirectory},
-        capacity::Sizes,
-        object::{self, Clock},
-        programs::Attached,
-        tables::Tables,
-    },
+    dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
     failure,
-    model::{Limits, Snapshot},
+    model::Snapshot,
     net::{
         Netlink, links,
         monitor::{Changes, Monitor},
@@ -59,7 +55,6 @@ use crate::{
     },
     observe::{self, Health, Observer, Question, meter::Meter},
     plan::{
-        maglev,
         ops::MapOp,
         planner::{GRACE, PlanError, Planner, VipKey},
         room::Stage,
@@ -85,7 +80,7 @@ pub struct Engine {
     netlink: Netlink,
     namespaces: Namespaces,
     findings: BTreeMap<Wanted, Finding>,
-    gro_changes: Vec<GroChange>,
+    gro_changes: GroChanges,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
     /// Earlier owners of slots that have no interface, and since when by the agent's clock.
@@ -150,76 +145,6 @@ impl Signals {
 }
 
 impl Engine {
-    fn start(config: &Path, snapshot: Snapshot, lock: Lock, observer: Observer) -> Result<Self> {
-        let pins = snapshot.pin_directory.clone();
-        let pin_directory = bpffs::prepare(&pins)?;
-        if pin_directory.mounted {
-            info!(path = %pins.display(), "bpffs mounted");
-        }
-        let loaded = Self::load(config, snapshot, lock, pin_directory, observer);
-        let mut engine = loaded.inspect_err(|_| {
-            // The error that is returned matters more than one of tidying up.
-            let _ = bpffs::remove(&pins);
-        })?;
-        engine.meter.change_seen(Cause::Configuration, Duration::ZERO);
-        if let Err(error) = engine.attach_uplinks().and_then(|()| engine.reconcile()) {
-            engine.stop();
-            return Err(error);
-        }
-        engine.meter.configured(unix_seconds(), true);
-        Ok(engine)
-    }
-
-    /// Loads the programs and makes the maps; nothing is attached yet.
-    fn load(
-        config: &Path,
-        snapshot: Snapshot,
-        lock: Lock,
-        pin_directory: PinDirectory,
-        observer: Observer,
-    ) -> Result<Self> {
-        let pins = &snapshot.pin_directory;
-        let sizes = Sizes::new(&snapshot.capacities);
-        let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
-        for (name, entries, bytes) in sizes.maps(cpus) {
-            info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
-        }
-        let mut object = object::load(&sizes, Some(&pins.join("maps")))?;
-        let clock = Clock::measure(&mut object)?;
-        let tables = Tables::new(&mut object, &sizes, settings(&snapshot, clock.hertz))?;
-        Ok(Self {
-            config: config.to_path_buf(),
-            planner: Planner::new(snapshot.capacities).at_hertz(clock.hertz),
-            attached: Attached::new(pins.join("links")),
-            sizes,
-            object,
-            tables,
-            uplinks: Vec::new(),
-            netlink: Netlink::open()?,
-            namespaces: Namespaces::default(),
-            findings: BTreeMap::new(),
-            gro_changes: Vec::new(),
-            followed: BTreeMap::new(),
-            away: BTreeMap::new(),
-            listed_to: None,
-            opaque: OpaqueEndpoints::new(),
-            pending: VecDeque::new(),
-            gone_traffic: BTreeMap::new(),
-            gone_total: Traffic::default(),
-            written: Instant::now(),
-            clock,
-            sweeper: Sweeper::default(),
-            started: Instant::now(),
-            refusal: None,
-            waiting: None,
-            meter: Meter::default(),
-            observer,
-            _lock: lock,
-            _pin_directory: pin_directory,
-            snapshot,
-        })
-    }
-
     async fn serve(&mut self, monitor: Monitor, mut signals: Signals, mut version: FileVersion) -> Result<()> {
         let socket = self.snapshot.run_directory.join(status::SOCKET_NAME);
         let listener = status::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
@@ -416,21 +341,6 @@ impl Engine {
         self.attach_uplinks()?;
         self.reconcile()
     }
-
-    /// Takes down everything that the agent has made.
-    fn stop(&mut self) {
-        self.detach_uplinks();
-        for ifindex in self.attached.interfaces() {
-            self.attached.detach(ifindex);
-        }
-        self.withdraw_all_vips();
-        self.restore_gro();
-        if let Err(error) = bpffs::remove(&self.snapshot.pin_directory) {
-            warn!(%error, path = %self.snapshot.pin_directory.display(), "cannot remove the pins");
-        }
-        let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));
-        info!("stopped; nothing is left attached");
-    }
 }
 
 fn cannot_write(error: &anyhow::Error) -> String {
@@ -453,29 +363,4 @@ type FileVersion = Option<(u64, u64, i64, i64, u64)>;
 fn file_version(path: &Path) -> FileVersion {
     let facts = std::fs::metadata(path).ok()?;
     Some((facts.dev(), facts.ino(), facts.mtime(), facts.mtime_nsec(), facts.len()))
-}
-
-fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {
-    let address = |v4: bool| snapshot.node_addresses.iter().find(|a| a.is_ipv4() == v4).copied().map(IpAddr::into);
-    Settings {
-        abi_version: ABI_VERSION,
-        uplink: 0,
-        maglev_seed: maglev::CLUSTER_SEED,
-        // Random in each process, so that nobody outside can aim at a bucket.
-        table_seed: std::collections::hash_map::RandomState::new().build_hasher().finish(),
-        node_v4: address(true).unwrap_or_default(),
-        node_v6: address(false).unwrap_or_default(),
-        limits: limits(&snapshot.limits, hertz),
-        route_lifetime: hertz,
-        // As long as ids and ranges rest before they are given out again.
-        fragment_lifetime: hertz,
-        route_epoch: 1,
-    }
-}
-
-fn limits(limits: &Limits, hertz: u64) -> [Limit; 3] {
-    [limits.refusals, limits.echo_replies, limits.icmp_errors].map(|per_second| {
-        let burst = u64::from(per_second) * TOKEN;
-        Limit { burst, per_jiffy: burst / hertz }
-    })
 }

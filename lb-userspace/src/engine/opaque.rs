@@ -32,9 +32,16 @@ pub(super) struct Opaque {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Why {
+pub(super) enum Why {
     Unseen { segments: u32 },
     NotAsked,
+}
+
+impl Opaque {
+    /// One that an earlier agent has found.
+    pub(super) const fn found(since: Duration, why: Why) -> Self {
+        Self { since, why }
+    }
 }
 
 /// Opaque endpoints.

@@ -14,11 +14,10 @@ use crate::{
     dataplane::probe::{self, Question},
     model::{Rung, RungChoice},
     net::{
-        ethtool::{Offload, set_in},
         links::{Link, LinkKind, Links, PodInterface},
         routes::{Family, Routes},
     },
-    plan::planner::{Place, Places},
+    plan::planner::{Place, Places, rung_number},
     status::{AttachMode, BackendState, VipOnLo},
 };
 
@@ -32,7 +31,7 @@ const LOOPBACK_MTU: u32 = 65_535;
 
 /// How an address is reached, as far as netlink tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Site {
+pub(super) enum Site {
     /// Behind a veth.
     Pod(PodInterface),
     /// One of this node's own addresses.
@@ -120,6 +119,28 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// What the maps say of a pod, where that is still how it is reached and how it is asked for.
+    pub(super) fn adopted(site: Site, choice: RungChoice, way: &abi::Backend) -> Option<Self> {
+        let rung = site.rungs(choice).into_iter().find(|rung| rung_number(*rung) == way.rung)?;
+        let place = site.place(rung);
+        let is_same = (place.ifindex, place.mtu, place.netns_id.unwrap_or(abi::NO_NETNS))
+            == (way.ifindex, way.mtu, way.netns_id)
+            && (place.destination_mac, place.source_mac) == (way.destination_mac, way.source_mac);
+        let vip_on_lo = match (&site, choice.owned_vip()) {
+            (Site::Pod(pod), Some(vip)) => Some(vips::vip_on_lo(pod, vip)),
+            _ => None,
+        };
+        let owns = vip_on_lo != Some(VipOnLo::Missing);
+        (is_same && owns).then(|| Self {
+            site: Some(site),
+            rung: Some(rung),
+            state: BackendState::Ready,
+            reason: None,
+            vip_on_lo,
+            tried: Some(Instant::now()),
+        })
+    }
+
     /// The host's interface that leads to the pod.
     pub fn interface(&self) -> Option<&str> {
         self.site.as_ref().and_then(Site::interface)
@@ -141,13 +162,6 @@ impl Finding {
 
 /// An address and the rung that its services ask for.
 pub type Wanted = (IpAddr, RungChoice);
-
-/// A pod's interface whose GRO the agent turned on.
-#[derive(Clone, Debug)]
-pub struct GroChange {
-    netns: crate::net::NetnsId,
-    ifindex: u32,
-}
 
 impl Engine {
     /// Finds every backend's pod, attaches what its interface needs, and settles its rung. Nothing is taken away from
@@ -196,15 +210,11 @@ impl Engine {
             let link = links.by_index(ifindex);
             info!(interface = link.map(|link| link.name.as_str()), ifindex, "pod interface released");
         }
-        // What is gone has taken its setting along.
-        let here = |change: &GroChange| {
-            links.pods.iter().any(|pod| (pod.netns_id, pod.pod_ifindex) == (change.netns, change.ifindex))
-        };
-        self.gro_changes.retain(here);
+        self.restore_gro(links, &needed);
         self.withdraw_vips(links);
     }
 
-    fn site(&self, address: IpAddr, links: &Links, routes: &Routes) -> Option<Site> {
+    pub(super) fn site(&self, address: IpAddr, links: &Links, routes: &Routes) -> Option<Site> {
         if let Some(pod) = links.pod_with_address(address) {
             return pod.is_running.then(|| Site::Pod(pod.clone()));
         }
@@ -376,23 +386,5 @@ impl Engine {
         let vips = services.iter().filter(|service| Some(service.vip) == vip).map(|service| service.port);
         let used: BTreeSet<u16> = pods.chain(vips).collect();
         (1..u16::MAX).find(|port| !used.contains(port)).unwrap_or(u16::MAX)
-    }
-
-    fn turn_gro_on(&mut self, pod: &PodInterface) -> Result<(), crate::net::Error> {
-        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
-        if !set_in(&netns, pod.pod_ifindex, Offload::Gro, true)? {
-            self.gro_changes.push(GroChange { netns: pod.netns_id, ifindex: pod.pod_ifindex });
-        }
-        Ok(())
-    }
-
-    /// Puts the pods' GRO back as it was.
-    pub(super) fn restore_gro(&mut self) {
-        for change in std::mem::take(&mut self.gro_changes) {
-            // A pod that is gone has taken its setting along.
-            if let Ok(netns) = self.namespaces.find(&mut self.netlink, change.netns) {
-                let _ = set_in(&netns, change.ifindex, Offload::Gro, false);
-            }
-        }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     dataplane::DataPlaneError,
     model::{Uplink, XdpModeChoice},
     net::{
-        ethtool::{Ethtool, Offload},
+        ethtool::Offload,
         links::{self, Link, Links},
     },
     status::AttachMode,
@@ -22,9 +22,7 @@ pub struct AttachedUplink {
     pub mac: [u8; 6],
     /// How XDP is attached.
     pub mode: AttachMode,
-    wanted: Uplink,
-    /// Offloads that were switched off, because XDP cannot work with them.
-    switched_off: Vec<Offload>,
+    pub(super) wanted: Uplink,
 }
 
 impl Engine {
@@ -92,13 +90,8 @@ impl Engine {
     }
 
     fn attach_uplink(&mut self, link: &Link, uplink: &Uplink) -> Result<AttachedUplink> {
-        let mut attached = AttachedUplink {
-            ifindex: link.index,
-            mac: link.mac,
-            mode: AttachMode::Native,
-            wanted: uplink.clone(),
-            switched_off: Vec::new(),
-        };
+        let mut attached =
+            AttachedUplink { ifindex: link.index, mac: link.mac, mode: AttachMode::Native, wanted: uplink.clone() };
         match self.attach_programs(link, &mut attached) {
             Ok(()) => Ok(attached),
             Err(error) => {
@@ -110,14 +103,14 @@ impl Engine {
 
     fn attach_programs(&mut self, link: &Link, uplink: &mut AttachedUplink) -> Result<(), DataPlaneError> {
         // A tag that the NIC strips is one that XDP cannot see.
-        switch_off(uplink, Offload::RxVlan);
+        self.switch_off(uplink, Offload::RxVlan)?;
         // Replies leave only by an uplink that has a name.
         self.tables.set_uplink(link.index, link.mac)?;
         uplink.mode = self.attached.attach_uplink(&mut self.object, link, uplink.wanted.mode)?;
         if uplink.mode == AttachMode::Generic {
             // Generic XDP drops what has been merged when it redirects it.
-            switch_off(uplink, Offload::Gro);
-            switch_off(uplink, Offload::Lro);
+            self.switch_off(uplink, Offload::Gro)?;
+            self.switch_off(uplink, Offload::Lro)?;
         }
         info!(uplink = link.name, mode = ?uplink.mode, "uplink attached");
         Ok(())
@@ -128,11 +121,7 @@ impl Engine {
         if let Err(error) = self.tables.remove_uplink(uplink.ifindex) {
             warn!(%error, uplink = uplink.wanted.interface, "cannot forget an uplink");
         }
-        let Ok(ethtool) = Ethtool::open() else { return };
-        for offload in &uplink.switched_off {
-            // An interface that is gone has taken its setting along.
-            let _ = ethtool.set(&uplink.wanted.interface, *offload, true);
-        }
+        self.switch_back(uplink);
         info!(uplink = uplink.wanted.interface, "uplink released");
     }
 
@@ -178,17 +167,10 @@ impl Engine {
         troubles
     }
 
-    fn name_first_uplink(&mut self) {
+    pub(super) fn name_first_uplink(&mut self) {
         let first = self.uplinks.first().map_or(0, |uplink| uplink.ifindex);
         if let Err(error) = self.tables.change_settings(|settings| settings.uplink = first) {
             warn!(%error, "cannot write the settings");
-        }
-    }
-
-    /// Takes down every uplink.
-    pub(super) fn detach_uplinks(&mut self) {
-        for uplink in std::mem::take(&mut self.uplinks) {
-            self.release(&uplink);
         }
     }
 }
@@ -196,13 +178,4 @@ impl Engine {
 fn missing(uplink: &Uplink, links: &Links) -> anyhow::Error {
     let there: Vec<&str> = links.links.iter().map(|link| link.name.as_str()).collect();
     anyhow!("uplink {} does not exist on this node; there are: {}", uplink.interface, there.join(", "))
-}
-
-/// Switches an offload off and remembers that it was on. One that the driver does not have is off.
-fn switch_off(uplink: &mut AttachedUplink, offload: Offload) {
-    let set = Ethtool::open().and_then(|ethtool| ethtool.set(&uplink.wanted.interface, offload, false));
-    if let Ok(true) = set {
-        info!(uplink = uplink.wanted.interface, offload = offload.name(), "offload switched off");
-        uplink.switched_off.push(offload);
-    }
 }

@@ -11,7 +11,7 @@ use crate::{
     model::RungChoice,
     net::{
         NetnsId,
-        links::{self, Links, PodInterface},
+        links::{Links, PodInterface},
         loopback,
     },
     status::VipOnLo,
@@ -27,7 +27,7 @@ pub(super) fn vip_on_lo(pod: &PodInterface, vip: IpAddr) -> VipOnLo {
 }
 
 /// The VIPs that agents have put on pods, each once however many interfaces the pod has.
-fn assigned(links: &Links) -> BTreeSet<(NetnsId, IpAddr)> {
+pub(super) fn assigned(links: &Links) -> BTreeSet<(NetnsId, IpAddr)> {
     let of_pod = |pod: &PodInterface| {
         let assigned = pod.loopback.iter().filter(|there| there.is_assigned).map(|there| there.address);
         assigned.map(|vip| (pod.netns_id, vip)).collect::<Vec<_>>()
@@ -74,14 +74,6 @@ impl Engine {
         };
         for (netns_id, vip) in assigned(links).into_iter().filter(|(netns_id, vip)| !is_wanted(*netns_id, *vip)) {
             self.withdraw_vip(netns_id, vip);
-        }
-    }
-
-    /// Takes all VIPs from pods that agents have put there.
-    pub(super) fn withdraw_all_vips(&mut self) {
-        match links::snapshot(&mut self.netlink) {
-            Ok(links) => assigned(&links).into_iter().for_each(|(netns_id, vip)| self.withdraw_vip(netns_id, vip)),
-            Err(error) => warn!(%error, "VIPs stay on the pods' lo"),
         }
     }
 

@@ -131,6 +131,12 @@ impl Ethtool {
     }
 }
 
+/// Whether an offload of a pod's interface is on.
+pub fn get_in(netns: &Netns, index: InterfaceIndex, offload: Offload) -> Result<bool> {
+    let ethtool = Ethtool::open_in(netns)?;
+    ethtool.get(&ethtool.interface_name(index)?, offload)
+}
+
 /// Switches an offload of a pod's interface and returns how it was before; see [`Ethtool::set`].
 pub fn set_in(netns: &Netns, index: InterfaceIndex, offload: Offload, on: bool) -> Result<bool> {
     let ethtool = Ethtool::open_in(netns)?;

@@ -23,6 +23,7 @@ use super::maglev::{self, NO_OWNER, TableSize};
 
 mod lists;
 mod positions;
+mod read_back;
 #[cfg(test)]
 mod tests;
 
@@ -122,10 +123,15 @@ pub struct SlotTable {
 impl SlotTable {
     /// A table of that size which nobody owns anything of.
     pub fn new(size: TableSize, limits: Limits) -> Self {
+        Self { slots: vec![Slot { owner: NO_OWNER, history: 0 }; size.slots()], ..Self::empty(size, limits) }
+    }
+
+    /// Without its slots.
+    fn empty(size: TableSize, limits: Limits) -> Self {
         Self {
             size,
             limits: Limits { owners: limits.owners.min(OWNERS_MAX), ..limits },
-            slots: vec![Slot { owner: NO_OWNER, history: 0 }; size.slots()],
+            slots: Vec::new(),
             moved: BTreeMap::new(),
             lists: Lists::new(limits.lists),
             epoch: Epoch::default(),
@@ -351,16 +357,19 @@ impl SlotTable {
                 false => self.dropped.overflows += 1,
             }
         }
-        let (reference, is_new) = loop {
-            match self.lists.intern(list_of(history)) {
-                Some(found) => break found,
-                None => {
-                    shorten(history);
-                    self.dropped.list_overflows += 1;
-                }
-            }
-        };
+        let (reference, is_new) = self.intern(history);
         self.set(slot, Slot { owner: owner.0, history: reference }, is_new, history, now, change);
+    }
+
+    /// A list for one more slot, of as much of its history as there is room for; whether it is to be written.
+    fn intern(&mut self, history: &mut Vec<Earlier>) -> (u16, bool) {
+        loop {
+            if let Some(found) = self.lists.intern(list_of(history)) {
+                return found;
+            }
+            shorten(history);
+            self.dropped.list_overflows += 1;
+        }
     }
 
     /// Sets a slot to a list that counts it already, and takes it from the list that it had.

@@ -1,6 +1,9 @@
 //! Small integers that name things in arrays, given out again only after a while.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 /// Identifiers from 0 to a capacity.
 #[derive(Clone, Debug)]
@@ -15,6 +18,32 @@ impl Ids {
     /// All of `0..capacity` free.
     pub const fn new(capacity: u32) -> Self {
         Self { capacity, next: 0, free: Vec::new(), resting: VecDeque::new() }
+    }
+
+    /// These in use, all others free at once.
+    ///
+    /// # Panics
+    /// Where one is beyond the capacity.
+    pub fn in_use(capacity: u32, used: &BTreeSet<u32>) -> Self {
+        let next = used.last().map_or(0, |last| last + 1);
+        assert!(next <= capacity, "identifier {} of {capacity}", next - 1);
+        // The lowest is taken first.
+        let free = (0..next).rev().filter(|id| !used.contains(id)).collect();
+        Self { capacity, next, free, resting: VecDeque::new() }
+    }
+
+    /// The same of another capacity.
+    ///
+    /// # Errors
+    /// The highest identifier that is used or rests, where it is beyond that.
+    pub fn resized(&self, capacity: u32) -> Result<Self, u32> {
+        let free: BTreeSet<u32> = self.free.iter().copied().collect();
+        if let Some(highest) = (0..self.next).rev().find(|id| !free.contains(id)).filter(|id| *id >= capacity) {
+            return Err(highest);
+        }
+        let mut resized = Self { capacity, next: self.next.min(capacity), ..self.clone() };
+        resized.free.retain(|id| *id < capacity);
+        Ok(resized)
     }
 
     /// A free identifier, or `None` where all are used or resting.
@@ -56,5 +85,27 @@ mod tests {
         assert!(ids.release_before(Duration::from_secs(4)).is_empty());
         assert_eq!(ids.release_before(Duration::from_secs(5)), [0]);
         assert_eq!((ids.take(), ids.take()), (Some(0), None));
+    }
+
+    #[test]
+    fn identifiers_that_were_read_back_are_not_given_out() {
+        let mut ids = Ids::in_use(5, &BTreeSet::from([1, 3]));
+        let taken: Vec<u32> = std::iter::from_fn(|| ids.take()).collect();
+        assert_eq!(taken, [0, 2, 4]);
+    }
+
+    #[test]
+    fn a_smaller_capacity_takes_what_is_in_use_or_rests_or_says_what_does_not_fit() {
+        let mut ids = Ids::in_use(8, &BTreeSet::from([0, 2, 5]));
+        assert_eq!(ids.resized(5).unwrap_err(), 5);
+        ids.free(5, Duration::ZERO);
+        assert_eq!(ids.resized(5).unwrap_err(), 5, "records may name it");
+        ids.release_before(Duration::ZERO);
+        let mut smaller = ids.resized(5).unwrap();
+        let taken: BTreeSet<u32> = std::iter::from_fn(|| smaller.take()).collect();
+        assert_eq!(taken, BTreeSet::from([1, 3, 4]));
+        let mut larger = ids.resized(9).unwrap();
+        let taken: BTreeSet<u32> = std::iter::from_fn(|| larger.take()).collect();
+        assert_eq!(taken, BTreeSet::from([1, 3, 4, 5, 6, 7, 8]));
     }
 }

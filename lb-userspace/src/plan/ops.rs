@@ -1,7 +1,7 @@
 //! What must be written to the maps, in order.
 
 use lb_common::{
-    abi::{Backend, Endpoint, History, Service, ServiceKey, Slot},
+    abi::{Backend, Endpoint, History, Member, Service, ServiceKey, Slot},
     address::Address,
 };
 
@@ -49,6 +49,13 @@ pub enum MapOp {
         id: u32,
         /// VIP, port, protocol.
         key: ServiceKey,
+    },
+    /// `members`.
+    SetMember {
+        /// Backend id.
+        id: u32,
+        /// Whose backend it is; the default where it is nobody's any more.
+        value: Member,
     },
     /// `endpoints` and its index.
     SetEndpoint {

@@ -116,11 +116,18 @@ pub struct InstalledEndpoint {
     /// Value in `endpoints`, where the return path is concerned with it.
     pub value: Option<abi::Endpoint>,
     /// Key of that value.
-    key: ServiceKey,
+    pub(super) key: ServiceKey,
     /// What is the same in every service that has it: the backend without its id and flags.
     pub(super) way: abi::Backend,
     /// Services that have it, the oldest first.
-    services: Vec<VipKey>,
+    pub(super) services: Vec<VipKey>,
+}
+
+impl InstalledEndpoint {
+    /// How packets reach it.
+    pub const fn way(&self) -> &abi::Backend {
+        &self.way
+    }
 }
 
 /// Identifiers that nothing uses any more: records that name them must go before they are given out again.
@@ -142,18 +149,20 @@ pub struct Planner {
     pub(super) hertz: u64,
     pub(super) services: BTreeMap<VipKey, InstalledService>,
     pub(super) endpoints: BTreeMap<EndpointKey, InstalledEndpoint>,
-    tx_ports: BTreeMap<u32, u32>,
-    vips: BTreeMap<IpAddr, u32>,
+    pub(super) tx_ports: BTreeMap<u32, u32>,
+    pub(super) vips: BTreeMap<IpAddr, u32>,
     pub(super) service_ids: Ids,
     pub(super) backend_ids: Ids,
-    endpoint_ids: Ids,
-    tx_port_ids: Ids,
+    pub(super) endpoint_ids: Ids,
+    pub(super) tx_port_ids: Ids,
     pub(super) slots: Ranges,
     pub(super) histories: Ranges,
     pub(super) backend_ranges: Ranges,
-    opaque: BTreeSet<EndpointKey>,
+    pub(super) opaque: BTreeSet<EndpointKey>,
     /// Backends that are gone and whose ids rest, by id.
-    leaving: BTreeMap<u32, VipKey>,
+    pub(super) leaving: BTreeMap<u32, VipKey>,
+    /// Backends that have come so far: [`abi::Member::since`] of the next one.
+    pub(super) sequence: u64,
 }
 
 impl Planner {
@@ -175,6 +184,7 @@ impl Planner {
             backend_ranges: Ranges::new(backend_entries(&capacities)),
             opaque: BTreeSet::new(),
             leaving: BTreeMap::new(),
+            sequence: 0,
         }
     }
 
@@ -195,7 +205,8 @@ impl Planner {
         key.protocol == Protocol::Tcp && (is_unasked || opaque.contains(key))
     }
 
-    pub(super) const fn opaque(&self) -> &BTreeSet<EndpointKey> {
+    /// Those endpoints.
+    pub const fn opaque(&self) -> &BTreeSet<EndpointKey> {
         &self.opaque
     }
 
@@ -248,8 +259,8 @@ impl Planner {
         next.drop_endpoints(snapshot, &mut steps);
         next.count_vips(snapshot, &mut steps);
         *self = next;
-        let Steps { prepare, endpoints, show, hide, remove, .. } = steps;
-        Ok([hide, prepare, endpoints, show, remove].concat())
+        let Steps { prepare, endpoints, show, hide, remove, forget, .. } = steps;
+        Ok([hide, prepare, endpoints, show, remove, forget].concat())
     }
 
     fn remove_services(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
@@ -265,7 +276,8 @@ impl Planner {
         }
     }
 
-    pub(super) fn free_backend(&mut self, id: u32, service: VipKey, steps: &Steps) {
+    pub(super) fn free_backend(&mut self, id: u32, service: VipKey, steps: &mut Steps) {
+        steps.forget.push(MapOp::SetMember { id, value: abi::Member::default() });
         self.leaving.insert(id, service);
         self.backend_ids.free(id, steps.now);
     }
@@ -458,6 +470,7 @@ pub(super) struct Steps {
     endpoints: Vec<MapOp>,
     pub(super) show: Vec<MapOp>,
     remove: Vec<MapOp>,
+    forget: Vec<MapOp>,
 }
 
 /// Entries of `backends`: each service's take the next power of two, twice while they are replaced.

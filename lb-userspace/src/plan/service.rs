@@ -11,7 +11,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, COARSE_SHIFT, History, backend_flags, service_flags},
+    abi::{self, COARSE_SHIFT, History, backend_flags, member_flags, service_flags},
     checksum,
 };
 
@@ -31,23 +31,23 @@ pub struct InstalledService {
     pub value: abi::Service,
     /// Its backends, in the order of the configuration.
     pub backends: Vec<InstalledBackend>,
-    positions: Positions,
+    pub(super) positions: Positions,
     /// Shared by copies of the planner: a plan that fails must leave the table as it was.
-    table: Option<Table>,
+    pub(super) table: Option<Table>,
     /// Kept when the table goes: a table never shrinks.
-    size: Option<TableSize>,
-    table_of: Vec<maglev::Member>,
+    pub(super) size: Option<TableSize>,
+    pub(super) table_of: Vec<maglev::Member>,
     /// TCP: affinity came or went, and with it another hash.
-    rehashed: Option<Rehashed>,
+    pub(super) rehashed: Option<Rehashed>,
 }
 
 /// What is not known yet of a service whose slots are chosen by another hash than before.
 #[derive(Clone, Debug)]
-struct Rehashed {
+pub(super) struct Rehashed {
     /// The change.
-    since: Duration,
+    pub(super) since: Duration,
     /// Backends that may still have connections which only the hash before leads to.
-    unheard: BTreeSet<Position>,
+    pub(super) unheard: BTreeSet<Position>,
 }
 
 /// A backend of one service as the maps hold it.
@@ -61,16 +61,41 @@ pub struct InstalledBackend {
     pub position: Position,
     /// Slots that it owns.
     pub share: u32,
+    /// Share of new connections, as configured.
+    pub weight: u16,
+    /// It takes no new connections, as configured.
+    pub drain: bool,
+    /// Which of all backends came before which.
+    pub since: u64,
+}
+
+impl InstalledBackend {
+    /// Its value in `members`.
+    pub fn member(&self, service: &VipKey) -> abi::Member {
+        let flags = [(true, member_flags::USED), (self.endpoint.vip.is_some(), member_flags::DIRECT)];
+        let flags = flags.into_iter().chain([(self.drain, member_flags::DRAIN)]).filter(|(is_set, _)| *is_set);
+        abi::Member {
+            service: service.to_abi(),
+            pod: self.endpoint.address.into(),
+            since: self.since,
+            endpoint: self.value.endpoint,
+            port: self.endpoint.port,
+            weight: self.weight,
+            position: self.position.0,
+            flags: flags.fold(0, |flags, (_, flag)| flags | flag),
+            pad: 0,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
-struct Table {
-    slots: Arc<SlotTable>,
-    slot_range: Range,
-    history_range: Option<Range>,
-    backend_range: Range,
+pub(super) struct Table {
+    pub(super) slots: Arc<SlotTable>,
+    pub(super) slot_range: Range,
+    pub(super) history_range: Option<Range>,
+    pub(super) backend_range: Range,
     /// What stands in the range of backends.
-    backends: Vec<abi::Backend>,
+    pub(super) backends: Vec<abi::Backend>,
 }
 
 impl InstalledService {
@@ -101,7 +126,7 @@ impl InstalledService {
 }
 
 /// Lists that a table of this size may have: as many as its share of the map.
-const fn lists_of(size: TableSize) -> u16 {
+pub(super) const fn lists_of(size: TableSize) -> u16 {
     let lists = size.slots() as u32 / SLOTS_PER_LIST;
     if lists > u16::MAX as u32 { u16::MAX } else { lists as u16 }
 }
@@ -130,7 +155,8 @@ impl Planner {
         };
         let identities: Vec<_> = service.backends.iter().map(|backend| (backend.address, backend.port)).collect();
         let positions = next.positions.update(&identities, steps.now).map_err(|_| self.full_backends())?;
-        next.backends = self.backends(service, &positions, old.as_ref(), replies, steps)?;
+        let members;
+        (next.backends, members) = self.backends(service, &positions, old.as_ref(), replies, steps)?;
         let table_of: Vec<maglev::Member> = service.backends.iter().map(table_member).collect();
         let serves = table_of.iter().any(|member| member.weight != 0);
         if next.table.is_some() && !service.backends.is_empty() || serves {
@@ -145,6 +171,8 @@ impl Planner {
             }
             next.value = abi::Service { id: next.value.id, ..abi::Service::default() };
         }
+        // After what they name: a member whose entry has its id is one of the service.
+        steps.prepare.extend(members);
         next.rehash(service, old.as_ref(), steps.now);
         next.value.flags = flags(service, next.rehashed.is_some());
         next.value.affinity = service.affinity.map_or(0, |affinity| ticks(affinity, self.hertz));
@@ -173,7 +201,7 @@ impl Planner {
         })
     }
 
-    /// The service's backends; who stays keeps his id.
+    /// The service's backends, and what changes of `members`; who stays keeps his id.
     fn backends(
         &mut self,
         service: &Service,
@@ -181,23 +209,24 @@ impl Planner {
         old: Option<&InstalledService>,
         replies: &BTreeMap<VipKey, ReplyMode>,
         steps: &mut Steps,
-    ) -> Result<Vec<InstalledBackend>, PlanError> {
+    ) -> Result<(Vec<InstalledBackend>, Vec<MapOp>), PlanError> {
         let key = vip_key(service);
-        let mut known: HashMap<EndpointKey, (u32, u32)> = old
-            .iter()
-            .flat_map(|old| &old.backends)
-            .map(|backend| (backend.endpoint, (backend.value.id, backend.share)))
-            .collect();
+        let mut known: HashMap<EndpointKey, &InstalledBackend> =
+            old.iter().flat_map(|old| &old.backends).map(|backend| (backend.endpoint, backend)).collect();
+        let mut members = Vec::new();
         let mut backends = Vec::with_capacity(service.backends.len());
         for (backend, &position) in service.backends.iter().zip(positions) {
             let endpoint = EndpointKey::of(service, backend);
-            let (id, share) = match known.remove(&endpoint) {
-                Some(known) => known,
+            let before = known.remove(&endpoint);
+            let (id, share, since) = match before {
+                Some(before) => (before.value.id, before.share, before.since),
                 None => {
                     let id = self.backend_ids.take().ok_or_else(|| self.full_backends())?;
                     steps.prepare.push(MapOp::ClearBackendCounters { id });
                     steps.prepare.push(MapOp::SetBackendVip { id, key: key.to_abi() });
-                    (id, 0)
+                    let since = self.sequence;
+                    self.sequence = since.saturating_add(1);
+                    (id, 0, since)
                 }
             };
             let Some(installed) = self.endpoints.get(&endpoint) else { continue };
@@ -211,12 +240,17 @@ impl Planner {
             let is_v4 = key.address.is_ipv4();
             let address_change = checksum::change_address(key.address.into(), installed.way.address, is_v4);
             let value = abi::Backend { id, flags, address_change, ..installed.way };
-            backends.push(InstalledBackend { endpoint, value, position, share });
+            let (weight, drain) = (backend.weight, backend.drain);
+            let installed = InstalledBackend { endpoint, value, position, share, weight, drain, since };
+            if before.is_none_or(|before| (before.weight, before.drain, before.position) != (weight, drain, position)) {
+                members.push(MapOp::SetMember { id, value: installed.member(&key) });
+            }
+            backends.push(installed);
         }
-        for (id, _) in known.into_values() {
-            self.free_backend(id, key, steps);
+        for backend in known.into_values() {
+            self.free_backend(backend.value.id, key, steps);
         }
-        Ok(backends)
+        Ok((backends, members))
     }
 
     fn write_table(
@@ -327,7 +361,7 @@ impl Planner {
     }
 
     /// Takes a removed service's ids and ranges back.
-    pub(super) fn free_service(&mut self, key: VipKey, service: &InstalledService, steps: &Steps) {
+    pub(super) fn free_service(&mut self, key: VipKey, service: &InstalledService, steps: &mut Steps) {
         self.service_ids.free(service.value.id, steps.now);
         for backend in &service.backends {
             self.free_backend(backend.value.id, key, steps);
@@ -458,7 +492,7 @@ fn fits(table: &Table, service: &InstalledService) -> Option<Vec<(usize, abi::Ba
     Some(written)
 }
 
-fn write_history(offset: u32, place: u16, list: &List) -> MapOp {
+pub(super) fn write_history(offset: u32, place: u16, list: &List) -> MapOp {
     let value = History { count: list.count, owners: list.owners };
     MapOp::WriteHistory { at: offset + u32::from(place), value }
 }

@@ -1,7 +1,7 @@
 //! Lists of earlier owners, each kept once however many slots have it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -73,6 +73,20 @@ impl Lists {
     pub(super) fn new(limit: u16) -> Self {
         let (entries, by_content, free) = Default::default();
         Self { limit, long: 0, resting: 0, entries, by_content, free }
+    }
+
+    /// These lists at these places, each content once and none of them empty, with the slots that refer to each.
+    pub(super) fn in_use(limit: u16, used: &BTreeMap<u16, (List, u32)>) -> Self {
+        let mut lists = Self::new(limit);
+        let end = used.last_key_value().map_or(0, |(place, _)| usize::from(*place) + 1);
+        lists.entries = vec![Entry { list: List::default(), state: State::Free }; end];
+        lists.free = (0..end as u16).filter(|place| !used.contains_key(place)).collect();
+        for (&place, &(list, slots)) in used {
+            lists.entries[usize::from(place)] = Entry { list, state: State::Used(slots) };
+            lists.by_content.insert(list, place);
+            lists.long += u16::from(list.count > 1);
+        }
+        lists
     }
 
     pub(super) const fn allow(&mut self, limit: u16) {

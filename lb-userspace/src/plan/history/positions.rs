@@ -50,6 +50,18 @@ pub struct Positions {
 }
 
 impl Positions {
+    /// Those of a service that was read back: each identity and each position once.
+    pub(in crate::plan) fn in_use(used: impl IntoIterator<Item = (Identity, Position)>) -> Self {
+        let by_identity: BTreeMap<Identity, Position> = used.into_iter().collect();
+        let end = by_identity.values().map(|position| usize::from(position.0) + 1).max().unwrap_or(0);
+        let mut states = vec![State::Free; end];
+        for position in by_identity.values() {
+            states[usize::from(position.0)] = State::Used;
+        }
+        let free = (0..).zip(&states).filter(|(_, state)| **state == State::Free).map(|(position, _)| position);
+        Self { free: free.collect(), by_identity, states }
+    }
+
     /// Makes `wanted` the backends: who stays keeps his position, who goes leaves his to rest, who comes gets one. A
     /// backend that went and comes again is another one. Positions in the order of `wanted`.
     ///

@@ -41,7 +41,7 @@ impl Maps {
             MapOp::RemoveService { key } => drop(self.services.remove(&key)),
             MapOp::SetVip { address, services: 0 } => drop(self.vips.remove(&address)),
             MapOp::SetVip { address, services } => drop(self.vips.insert(address, services)),
-            MapOp::ClearBackendCounters { .. } => {}
+            MapOp::ClearBackendCounters { .. } | MapOp::SetMember { .. } => {}
         }
     }
 

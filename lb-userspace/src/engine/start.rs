@@ -1,0 +1,199 @@
+//! How an agent begins and ends. It adopts the data plane that an earlier one has left, or makes its own; where it ends,
+//! the data plane goes on.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    hash::{BuildHasher, Hasher},
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use aya::Ebpf;
+use lb_common::{
+    abi::{ABI_VERSION, Limit, Settings, Traffic},
+    limiter::TOKEN,
+};
+use tracing::{info, warn};
+
+use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints};
+use crate::{
+    dataplane::{
+        DataPlaneError,
+        bpffs::{self, LINKS, MAPS, PinDirectory},
+        capacity::Sizes,
+        object::{self, Clock, Pins},
+        pinned::{self, Left},
+        programs::Attached,
+        tables::{Tables, read_undos},
+    },
+    model::{Limits, Snapshot},
+    net::{Netlink, netns::Namespaces},
+    observe::{Observer, meter::Meter},
+    plan::{maglev, planner::Planner},
+    status::{self, Cause},
+};
+
+/// What the agent calls itself in the maps.
+pub(super) const BUILD: &str = env!("CARGO_PKG_VERSION");
+
+impl Engine {
+    /// Adopts or makes the data plane, and brings it to what the snapshot says.
+    ///
+    /// # Errors
+    /// What was adopted goes on as it was; what was made is taken down.
+    pub(super) fn start(config: &Path, snapshot: Snapshot, lock: Lock, observer: Observer) -> Result<Self> {
+        let pins = snapshot.pin_directory.clone();
+        let pin_directory = bpffs::prepare(&pins)?;
+        if pin_directory.mounted {
+            info!(path = %pins.display(), "bpffs mounted");
+        }
+        let sizes = Sizes::new(&snapshot.capacities);
+        let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+        for (name, entries, bytes) in sizes.maps(cpus) {
+            info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
+        }
+        let begun = Begun { config, snapshot, lock, pin_directory, sizes, observer };
+        match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
+            Left::Same => Self::adopt(begun),
+            Left::Nothing => Self::make(begun),
+            Left::Other { how, .. } => {
+                warn!(reason = how, "the data plane of an earlier agent cannot be adopted, and is replaced");
+                Self::make(begun)
+            }
+        }
+    }
+
+    /// A data plane of its own, in place of whatever is pinned.
+    fn make(begun: Begun) -> Result<Self> {
+        let pins = begun.snapshot.pin_directory.clone();
+        // What must be undone is not forgotten with the rest.
+        let undos = read_undos(&pins.join(MAPS))?;
+        bpffs::clear(&pins).map_err(|source| DataPlaneError::PinDirectory {
+            path: pins.clone(),
+            what: "removing what an earlier agent left",
+            source,
+            advice: "",
+        })?;
+        let made = Self::load(begun, undos);
+        let taken_down = |error| {
+            // The error that is returned matters more than one of tidying up.
+            if let Err(also) = detach::take_down(&pins, &mut |_| ()) {
+                warn!(error = %also, "not everything that was made is taken down again");
+            }
+            error
+        };
+        let mut engine = made.map_err(taken_down)?;
+        match engine.attach_uplinks().and_then(|()| engine.reconcile()) {
+            Ok(()) => Ok(engine),
+            Err(error) => {
+                drop(engine);
+                Err(taken_down(error))
+            }
+        }
+    }
+
+    /// Loads the programs and makes the maps; nothing is attached yet.
+    fn load(begun: Begun, undos: Vec<(lb_common::agent::UndoKey, bool)>) -> Result<Self> {
+        let pins = Pins::new(begun.snapshot.pin_directory.join(MAPS));
+        let mut object = object::load(&begun.sizes, Some(&pins))?;
+        let clock = Clock::measure(&mut object)?;
+        let mut tables = Tables::new(&mut object, &begun.sizes, settings(&begun.snapshot, clock.hertz))?;
+        for (key, was_on) in undos {
+            tables.note_undo(key, was_on)?;
+        }
+        settle(&pins, &begun.snapshot.pin_directory)?;
+        tables.sign(BUILD)?;
+        let planner = Planner::new(begun.snapshot.capacities).at_hertz(clock.hertz);
+        Self::new(begun, object, tables, planner, clock)
+    }
+
+    pub(super) fn new(begun: Begun, object: Ebpf, tables: Tables, planner: Planner, clock: Clock) -> Result<Self> {
+        let mut meter = Meter::default();
+        meter.change_seen(Cause::Configuration, Duration::ZERO);
+        meter.configured(super::unix_seconds(), true);
+        Ok(Self {
+            config: begun.config.to_path_buf(),
+            planner,
+            attached: Attached::new(begun.snapshot.pin_directory.join(LINKS)),
+            sizes: begun.sizes,
+            object,
+            tables,
+            uplinks: Vec::new(),
+            netlink: Netlink::open()?,
+            namespaces: Namespaces::default(),
+            findings: BTreeMap::new(),
+            gro_changes: BTreeMap::new(),
+            followed: BTreeMap::new(),
+            away: BTreeMap::new(),
+            listed_to: None,
+            opaque: OpaqueEndpoints::new(),
+            pending: VecDeque::new(),
+            gone_traffic: BTreeMap::new(),
+            gone_total: Traffic::default(),
+            written: Instant::now(),
+            clock,
+            sweeper: Sweeper::default(),
+            started: Instant::now(),
+            refusal: None,
+            waiting: None,
+            meter,
+            observer: begun.observer,
+            _lock: begun.lock,
+            _pin_directory: begun.pin_directory,
+            snapshot: begun.snapshot,
+        })
+    }
+
+    /// Ends the agent, not the data plane.
+    pub(super) fn stop(&mut self) {
+        let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));
+        info!("stopped; the data plane goes on: the next agent adopts it, and `sluice detach` removes it");
+    }
+}
+
+/// What a start has before it looks at what is pinned.
+pub(super) struct Begun<'a> {
+    config: &'a Path,
+    pub snapshot: Snapshot,
+    lock: Lock,
+    pin_directory: PinDirectory,
+    pub sizes: Sizes,
+    observer: Observer,
+}
+
+/// Once every attached program is of this load.
+pub(super) fn settle(pins: &Pins, directory: &Path) -> Result<(), DataPlaneError> {
+    pins.settle().map_err(|source| DataPlaneError::PinDirectory {
+        path: directory.to_path_buf(),
+        what: "renaming pins",
+        source,
+        advice: "",
+    })
+}
+
+pub(super) fn settings(snapshot: &Snapshot, hertz: u64) -> Settings {
+    let address = |v4: bool| snapshot.node_addresses.iter().find(|a| a.is_ipv4() == v4).copied().map(IpAddr::into);
+    Settings {
+        abi_version: ABI_VERSION,
+        uplink: 0,
+        maglev_seed: maglev::CLUSTER_SEED,
+        // Random for each data plane, so that nobody outside can aim at a bucket.
+        table_seed: std::collections::hash_map::RandomState::new().build_hasher().finish(),
+        node_v4: address(true).unwrap_or_default(),
+        node_v6: address(false).unwrap_or_default(),
+        limits: limits(&snapshot.limits, hertz),
+        route_lifetime: hertz,
+        // As long as ids and ranges rest before they are given out again.
+        fragment_lifetime: hertz,
+        route_epoch: 1,
+    }
+}
+
+fn limits(limits: &Limits, hertz: u64) -> [Limit; 3] {
+    [limits.refusals, limits.echo_replies, limits.icmp_errors].map(|per_second| {
+        let burst = u64::from(per_second) * TOKEN;
+        Limit { burst, per_jiffy: burst / hertz }
+    })
+}
