@@ -67,7 +67,8 @@ fn name(argument: &str) -> &str {
 
 #[test]
 fn fields_are_found_however_they_are_written() {
-    let text = "info!(%error, pod = ?f(a, b), uplink = x.y, \"text {z}\");\n    warn!(\"nothing\");\nmy_info!(q, \"no\");";
+    let text =
+        "info!(%error, pod = ?f(a, b), uplink = x.y, \"text {z}\");\n    warn!(\"nothing\");\nmy_info!(q, \"no\");";
     let names: Vec<_> = fields(text).iter().map(|(line, field)| (*line, name(field).to_owned())).collect();
     assert_eq!(names, [(1, "error".to_owned()), (1, "pod".to_owned()), (1, "uplink".to_owned())]);
 }

@@ -237,7 +237,10 @@ fn show_status(args: &StatusArgs) -> Result<()> {
     };
     match (status::fetch(&socket), pins) {
         (Ok(status), _) => print(&written(&status, args)?),
-        (Err(gone @ (FetchError::Missing { .. } | FetchError::Refused { .. } | FetchError::Silent { .. })), Some(pins)) => {
+        (
+            Err(gone @ (FetchError::Missing { .. } | FetchError::Refused { .. } | FetchError::Silent { .. })),
+            Some(pins),
+        ) => {
             // Where the interfaces cannot be listed, they have no names.
             let links = Netlink::open().and_then(|mut netlink| links::snapshot(&mut netlink)).ok();
             match remains::read(&pins, links.as_ref()) {

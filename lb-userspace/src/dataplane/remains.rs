@@ -158,10 +158,7 @@ impl<'a> Services<'a> {
         })
     }
 
-    fn all(
-        &self,
-        traffic: &impl Fn(u32) -> Result<Traffic, PinnedError>,
-    ) -> Result<Vec<ServiceStatus>, PinnedError> {
+    fn all(&self, traffic: &impl Fn(u32) -> Result<Traffic, PinnedError>) -> Result<Vec<ServiceStatus>, PinnedError> {
         self.services.iter().map(|(key, value)| self.one(key, value, traffic)).collect()
     }
 

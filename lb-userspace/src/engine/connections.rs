@@ -67,7 +67,9 @@ impl Engine {
         match self.sockets_of(address, &[key.port]) {
             // The pod's other addresses are other endpoints, with counts of their own.
             Ok(found) => self.record(found, |local| (local.ip() == address).then_some(endpoint)),
-            Err(error) => warn!(backend = %SocketAddr::new(address, key.port), %error, "cannot list a pod's connections"),
+            Err(error) => {
+                warn!(backend = %SocketAddr::new(address, key.port), %error, "cannot list a pod's connections")
+            }
         }
     }
 

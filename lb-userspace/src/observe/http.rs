@@ -94,9 +94,7 @@ pub(super) async fn answer(
             None => silent(),
         },
         Page::State => match engine.status().await {
-            Some(status) => {
-                body(StatusCode::OK, JSON, serde_json::to_vec(&*status).expect("a status is plain data"))
-            }
+            Some(status) => body(StatusCode::OK, JSON, serde_json::to_vec(&*status).expect("a status is plain data")),
             None => silent(),
         },
     }

@@ -44,7 +44,11 @@ enum Source {
     Service(fn(&ServiceStatus) -> u64),
     Backend(fn(&BackendStatus) -> u64),
     /// With labels of its own; `series` says how many there are.
-    Other { labels: &'static [&'static str], series: &'static str, samples: fn(&Status, &mut Samples) -> fmt::Result },
+    Other {
+        labels: &'static [&'static str],
+        series: &'static str,
+        samples: fn(&Status, &mut Samples) -> fmt::Result,
+    },
 }
 
 impl Source {

@@ -18,10 +18,7 @@ use super::{
     engine::Engine,
     http,
 };
-use crate::{
-    model::Observation,
-    status::ObservationStatus,
-};
+use crate::{model::Observation, status::ObservationStatus};
 
 /// Connections at a time; further ones wait in the kernel. A few scrapers and probes are the use.
 const CONNECTIONS_MAX: usize = 32;
@@ -98,10 +95,7 @@ pub(super) async fn run(
     }
 }
 
-async fn listen(
-    address: SocketAddr,
-    observation: &Observation,
-) -> Result<(TcpListener, Option<Tls>), ListenError> {
+async fn listen(address: SocketAddr, observation: &Observation) -> Result<(TcpListener, Option<Tls>), ListenError> {
     let tls = observation.tls.as_ref().map(Tls::load).transpose()?;
     let listener = TcpListener::bind(address).await.map_err(|cause| ListenError::Bind { address, cause })?;
     Ok((listener, tls))

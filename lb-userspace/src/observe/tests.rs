@@ -202,7 +202,9 @@ async fn only_the_token_in_the_file_opens_metrics_and_state() {
     let _answering = serving(&observation, Some("uplink eth1 does not exist")).await;
     let right = format!("Bearer {TOKEN}");
     for path in ["/metrics", "/state"] {
-        for wrong in [None, Some("Bearer"), Some("Bearer "), Some("Basic c2VjcmV0"), Some(TOKEN), Some("Bearer c2VjcmV0")] {
+        for wrong in
+            [None, Some("Bearer"), Some("Bearer "), Some("Basic c2VjcmV0"), Some(TOKEN), Some("Bearer c2VjcmV0")]
+        {
             let answer = fetch(address, path, wrong).await;
             assert_eq!(answer.status, 401, "{wrong:?}");
             assert!(answer.head.contains("www-authenticate: bearer"), "{}", answer.head);
@@ -265,7 +267,8 @@ async fn fetch_tls(address: SocketAddr, trusted: &str, path: &str, authorization
 async fn tls_is_served_with_the_certificate_in_the_file_and_renewed_with_it() {
     let directory = TestDirectory::new("tls");
     let (first, first_key) = certificate();
-    let files = TlsFiles { certificate: directory.write("tls.crt", &first), key: directory.write("tls.key", &first_key) };
+    let files =
+        TlsFiles { certificate: directory.write("tls.crt", &first), key: directory.write("tls.key", &first_key) };
     let token = directory.write("token", TOKEN);
     let (address, observation) = at(|observation| {
         (observation.tls, observation.token_file) = (Some(files.clone()), Some(token.clone()));

@@ -308,7 +308,9 @@ fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
         (BackendState::Ready, false) if backend.opaque.is_some() => cell("opaque").styled(Style::Good),
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),
-        (state @ (BackendState::Pending | BackendState::Remote | BackendState::Unknown), _) => cell(state.name()).styled(Style::Partly),
+        (state @ (BackendState::Pending | BackendState::Remote | BackendState::Unknown), _) => {
+            cell(state.name()).styled(Style::Partly)
+        }
         (
             state @ (BackendState::NoInterface
             | BackendState::SelfTestFailed

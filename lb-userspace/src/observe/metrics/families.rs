@@ -100,7 +100,13 @@ pub(super) const FAMILIES: &[Family] = &[
     family("sluice_programs_attached", None, Gauge, "Interfaces that the program is attached to", PROGRAMS),
     family("sluice_map_entries", None, Gauge, "Entries in use, of maps that are counted", Map(|map| map.entries)),
     family("sluice_map_capacity", None, Gauge, "Most entries of the map", Map(|map| Some(map.capacity))),
-    family("sluice_map_memory", Some(Bytes), Gauge, "Memory of the map, by the kernel's account", Map(|map| Some(map.bytes))),
+    family(
+        "sluice_map_memory",
+        Some(Bytes),
+        Gauge,
+        "Memory of the map, by the kernel's account",
+        Map(|map| Some(map.bytes)),
+    ),
     family(
         "sluice_reason_packets",
         None,
@@ -224,13 +230,7 @@ pub(super) const FAMILIES: &[Family] = &[
     ),
 ];
 
-const fn family(
-    name: &'static str,
-    unit: Option<BaseUnit>,
-    kind: Kind,
-    help: &'static str,
-    source: Source,
-) -> Family {
+const fn family(name: &'static str, unit: Option<BaseUnit>, kind: Kind, help: &'static str, source: Source) -> Family {
     Family { name, unit, kind, help, source }
 }
 
@@ -282,8 +282,11 @@ const SELF_TESTS: Source = Other {
     },
 };
 
-const UPLINKS: Source =
-    Other { labels: &["interface", "mode"], series: "3 for each uplink, of which there are at most 16", samples: uplinks };
+const UPLINKS: Source = Other {
+    labels: &["interface", "mode"],
+    series: "3 for each uplink, of which there are at most 16",
+    samples: uplinks,
+};
 
 fn uplinks(status: &Status, out: &mut Samples) -> fmt::Result {
     let uplinks = status.programs.iter().filter(|program| program.attach_point == "xdp");
@@ -297,7 +300,8 @@ fn uplinks(status: &Status, out: &mut Samples) -> fmt::Result {
     Ok(())
 }
 
-const PROGRAMS: Source = Other { labels: &["program"], series: "programs that are attached, at most 5", samples: programs };
+const PROGRAMS: Source =
+    Other { labels: &["program"], series: "programs that are attached, at most 5", samples: programs };
 
 fn programs(status: &Status, out: &mut Samples) -> fmt::Result {
     let mut attached: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
