@@ -13,6 +13,7 @@ mod failure;
 pub mod health;
 pub mod model;
 pub mod net;
+pub mod observe;
 pub mod plan;
 pub mod preflight;
 pub mod privileges;

@@ -5,7 +5,7 @@ pub mod health;
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub capacities: Capacities,
     /// How often the data plane itself answers.
     pub limits: Limits,
+    /// How the agent is watched; fixed while it runs.
+    pub observation: Observation,
     /// One entry for each (VIP, protocol, port); no key twice.
     pub services: Vec<Service>,
 }
@@ -103,6 +105,42 @@ impl Default for Limits {
     fn default() -> Self {
         Self { refusals: 1000, echo_replies: 1000, icmp_errors: 1000 }
     }
+}
+
+/// How the agent is watched over HTTP. Whoever can reach it from elsewhere needs a token, over TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Observation {
+    /// Where metrics, health and state are served; none: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Served over TLS with these.
+    pub tls: Option<TlsFiles>,
+    /// File with the token that metrics and state are given for.
+    pub token_file: Option<PathBuf>,
+    /// Backends at most that have time series of their own.
+    pub backend_series: u32,
+}
+
+/// Port on 127.0.0.1 unless the file says otherwise.
+pub const OBSERVATION_PORT_DEFAULT: u16 = 16080;
+
+impl Default for Observation {
+    fn default() -> Self {
+        Self {
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, OBSERVATION_PORT_DEFAULT))),
+            tls: None,
+            token_file: None,
+            backend_series: 10_000,
+        }
+    }
+}
+
+/// PEM files of a server's TLS. Read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TlsFiles {
+    /// The certificate, followed by those that lead to its root.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Transport protocol of a service.

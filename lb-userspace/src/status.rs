@@ -3,12 +3,13 @@
 //! The agent answers who connects to its status socket, and says nothing, with a [`Status`] as JSON, and closes. What may be
 //! asked beside that stands in [`Question`]; nothing that is asked changes anything.
 
+mod activity;
 mod render;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ use crate::{
     preflight::Finding,
 };
 
+pub use activity::{Activity, Cause, PROGRAMMING_BOUNDS_MICROSECONDS, Programming, SelfTests};
 pub use render::render_table;
 pub use socket::{Answer, FetchError, Question, Socket, fetch, fetch_diff, serve};
 
@@ -29,6 +31,8 @@ pub const SOCKET_UNREADY_NAME: &str = "status.new";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
+    /// Who says so.
+    pub source: Source,
     /// Version of the agent.
     pub version: String,
     /// When the agent started, in seconds since 1970 UTC.
@@ -52,6 +56,31 @@ pub struct Status {
     /// What pre-flight found of the node, and what the kernel says of the attached uplinks.
     #[serde(default)]
     pub preflight: Vec<Finding>,
+    /// Whether metrics, health and state are served.
+    pub observation: ObservationStatus,
+    /// What the agent has done since it started.
+    pub activity: Activity,
+}
+
+/// Where a status comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The agent that runs.
+    #[default]
+    Agent,
+    /// The pinned maps of one that does not. What only an agent knows is missing or 0.
+    Maps,
+}
+
+/// Whether metrics, health and state are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservationStatus {
+    /// Where; none: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Why not; tried again each second.
+    pub error: Option<String>,
 }
 
 /// A program at one place.
@@ -88,8 +117,8 @@ pub enum AttachMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStatus {
-    /// Name in the configuration.
-    pub name: String,
+    /// Name in the configuration; none where it was read from the maps.
+    pub name: Option<String>,
     /// The virtual address.
     pub vip: IpAddr,
     /// Transport protocol.
@@ -108,6 +137,10 @@ pub struct ServiceStatus {
     pub packets: u64,
     /// Bytes of these packets.
     pub bytes: u64,
+    /// Packets to clients that left under the VIP, also of backends that are gone.
+    pub reply_packets: u64,
+    /// Bytes of these packets.
+    pub reply_bytes: u64,
     /// Slots of the Maglev table; 0 without one.
     pub slots: u32,
     /// Slots whose packets are offered to earlier owners.
@@ -126,8 +159,8 @@ pub struct BackendStatus {
     pub address: IpAddr,
     /// The pod's port.
     pub port: u16,
-    /// Configured weight.
-    pub weight: u16,
+    /// Configured weight; none where it was read from the maps.
+    pub weight: Option<u16>,
     /// Gets no new connections.
     pub drain: bool,
     /// Slots of the service's table that are this backend's.
@@ -150,6 +183,10 @@ pub struct BackendStatus {
     pub packets: u64,
     /// Bytes of these packets.
     pub bytes: u64,
+    /// Packets from it that left under the VIP.
+    pub reply_packets: u64,
+    /// Bytes of these packets.
+    pub reply_bytes: u64,
 }
 
 /// What the health checks of a backend have come to.
@@ -194,6 +231,8 @@ pub enum BackendState {
     Failed,
     /// By rung `direct`: the pod does not own the VIP.
     VipMissing,
+    /// Read from the maps, which say only that nothing is sent to it.
+    Unknown,
 }
 
 /// Whether a pod owns the VIP, and by whom.
@@ -209,6 +248,17 @@ pub enum VipOnLo {
 }
 
 impl BackendState {
+    /// Those that an agent tells of.
+    pub const ALL: [Self; 7] = [
+        Self::Ready,
+        Self::Pending,
+        Self::NoInterface,
+        Self::Remote,
+        Self::SelfTestFailed,
+        Self::Failed,
+        Self::VipMissing,
+    ];
+
     /// As the table prints it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -219,6 +269,7 @@ impl BackendState {
             Self::SelfTestFailed => "test failed",
             Self::Failed => "failed",
             Self::VipMissing => "VIP missing",
+            Self::Unknown => "unknown",
         }
     }
 }

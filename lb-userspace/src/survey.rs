@@ -10,7 +10,7 @@ use crate::{
     capabilities,
     config::{PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT},
     dataplane::{capacity::Sizes, look},
-    model::{Capacities, Limits, Snapshot, Uplink, XdpModeChoice},
+    model::{Capacities, Limits, Observation, Snapshot, Uplink, XdpModeChoice},
     net::{
         Netlink,
         ethtool::{Ethtool, Offload},
@@ -44,6 +44,7 @@ pub fn supposed() -> Snapshot {
         run_directory: RUN_DIRECTORY_DEFAULT.into(),
         capacities: Capacities::default(),
         limits: Limits::default(),
+        observation: Observation::default(),
         services: Vec::new(),
     }
 }

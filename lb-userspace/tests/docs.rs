@@ -1,4 +1,5 @@
-//! `docs/dataplane.md` and `docs/preflight.md` against the code: what has a name there has a row here, and the other way round.
+//! The documents against the code: what has a name there has a row here, and the other way round; what is generated is as
+//! it would be generated now.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -9,8 +10,22 @@ use lb_userspace::{
         object::{TC_PROGRAMS, XDP_PROGRAMS},
     },
     model::Capacities,
+    observe::metrics,
     preflight::Check,
 };
+
+/// With this variable set to 1, generated pages are written anew instead of compared.
+const WRITE: &str = "SLUICE_WRITE_DOCS";
+
+/// Compares a generated page with what is in `docs/`.
+fn check_generated(name: &str, page: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    if std::env::var_os(WRITE).is_some_and(|value| value == "1") {
+        fs::write(&path, page).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/{name} is not as the code has it; run this test with {WRITE}=1");
+}
 
 /// The names in backquotes in a column of the table under a heading.
 fn names(heading: &str, column: usize) -> Vec<String> {
@@ -69,4 +84,9 @@ fn every_finding_has_a_row_with_its_severity() {
         let row = format!("| `{}` | {} |", check.id(), check.severity().name());
         assert!(text.contains(&row), "no row begins with {row}");
     }
+}
+
+#[test]
+fn the_reference_of_metrics_is_generated_from_their_table() {
+    check_generated("metrics.md", &metrics::reference());
 }

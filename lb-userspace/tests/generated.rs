@@ -114,6 +114,10 @@ fn kind(schema: &Value) -> String {
         (Some("power-of-two"), _) => "power of two",
         _ if is("integer") => "number",
         _ if schema["anyOf"][0]["format"] == "ipv4" => "address",
+        // Keys that may be left out.
+        _ if schema["anyOf"][0]["type"] == "object" => "keys",
+        (_, Some(pattern)) if pattern.starts_with("^[0-9]+(ms") => "duration",
+        (_, Some(pattern)) if pattern.starts_with("^/[!-~]") => "text",
         (_, Some(pattern)) if pattern.starts_with("^/") => "absolute path",
         _ if is("number") => "text",
         _ if is("boolean") => "`true`, `false`",

@@ -26,6 +26,7 @@ pub(super) fn ask(args: &DiffArgs) -> Result<(Diff, String)> {
     let diff = status::fetch_diff(&socket, &name, str::from_utf8(&bytes)?)?;
     let text = match args.output {
         Format::Json => serde_json::to_string_pretty(&diff)? + "\n",
+        Format::Yaml => serde_saphyr::to_string(&diff)?,
         Format::Table => render(&diff, colored(args.color)),
     };
     Ok((diff, text))

@@ -16,10 +16,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT},
+    dataplane::remains,
     failure,
+    net::{Netlink, links},
     preflight::{self, Report},
     privileges,
-    status::{self, SOCKET_NAME, render_table},
+    status::{self, FetchError, SOCKET_NAME, Status, render_table},
     survey,
 };
 
@@ -66,6 +68,9 @@ Examples:
   sluice agent --config sluice.yaml --log-level info,lb_userspace::net=trace --log-format json")]
     Agent(AgentArgs),
     /// Show what the agent of this node does: programs, services, backends, packets by reason.
+    ///
+    /// Where no agent answers, says so, shows what the pinned maps know of the data plane that it left behind (not with
+    /// --socket, which names no maps), and fails.
     #[command(after_help = "\
 Examples:
   sluice status
@@ -233,6 +238,8 @@ pub enum Format {
     Table,
     /// One JSON document.
     Json,
+    /// The same in YAML.
+    Yaml,
 }
 
 /// When output is coloured.
@@ -261,7 +268,7 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
             start_log(args.log_format, &args.log_level);
             (actions.agent)(&args.config)
         }
-        Command::Status(args) => show_status(&args).and_then(|text| print(&text)),
+        Command::Status(args) => show_status(&args),
         Command::Check(args) => check(&args.file).and_then(|text| print(&text)),
         Command::Diff(args) => diff::ask(&args).and_then(|(diff, text)| {
             found = diff::exit_code(&diff);
@@ -286,7 +293,7 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
 fn complaint(error: &anyhow::Error) -> String {
     match error.downcast_ref::<config::ConfigError>() {
         Some(refused) => refused.with_excerpts(),
-        None if error.is::<status::FetchError>() => format!("sluice: {error}"),
+        None if error.is::<FetchError>() => format!("sluice: {error}"),
         None => format!("sluice: {}", failure::describe(error)),
     }
 }
@@ -305,16 +312,38 @@ fn start_log(format: LogFormat, level: &str) {
     };
 }
 
-fn show_status(args: &StatusArgs) -> Result<String> {
-    let socket = match (&args.socket, &args.config) {
-        (Some(socket), _) => socket.clone(),
-        (None, Some(file)) => config::load(file)?.run_directory.join(SOCKET_NAME),
-        (None, None) => Path::new(RUN_DIRECTORY_DEFAULT).join(SOCKET_NAME),
+fn show_status(args: &StatusArgs) -> Result<()> {
+    let (socket, pins) = match (&args.socket, &args.config) {
+        (Some(socket), _) => (socket.clone(), None),
+        (None, Some(file)) => {
+            let snapshot = config::load(file)?;
+            (snapshot.run_directory.join(SOCKET_NAME), Some(snapshot.pin_directory))
+        }
+        (None, None) => (Path::new(RUN_DIRECTORY_DEFAULT).join(SOCKET_NAME), Some(PIN_DIRECTORY_DEFAULT.into())),
     };
-    let status = status::fetch(&socket)?;
+    match (status::fetch(&socket), pins) {
+        (Ok(status), _) => print(&written(&status, args)?),
+        (
+            Err(gone @ (FetchError::Missing { .. } | FetchError::Refused { .. } | FetchError::Silent { .. })),
+            Some(pins),
+        ) => {
+            // Where the interfaces cannot be listed, they have no names.
+            let links = Netlink::open().and_then(|mut netlink| links::snapshot(&mut netlink)).ok();
+            match remains::read(&pins, links.as_ref()) {
+                Ok(left) => print(&written(&left, args)?)?,
+                Err(error) => bail!("{gone}\n{error}"),
+            }
+            Err(gone.into())
+        }
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+fn written(status: &Status, args: &StatusArgs) -> Result<String> {
     Ok(match args.output {
-        Format::Json => serde_json::to_string_pretty(&status)? + "\n",
-        Format::Table => render_table(&status, colored(args.color)),
+        Format::Json => serde_json::to_string_pretty(status)? + "\n",
+        Format::Yaml => serde_saphyr::to_string(status)?,
+        Format::Table => render_table(status, colored(args.color)),
     })
 }
 
@@ -371,6 +400,7 @@ fn look_at_node(args: &PreflightArgs) -> Result<()> {
     let report = Report::new(&findings);
     print(&match args.output {
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Format::Yaml => serde_saphyr::to_string(&report)?,
         Format::Table => preflight::render_table(&findings),
     })?;
     if !report.passes(args.strict) {

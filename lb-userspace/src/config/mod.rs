@@ -7,6 +7,7 @@
 mod capacity;
 mod health;
 mod kinds;
+mod observation;
 mod problem;
 mod raw;
 mod scalar;

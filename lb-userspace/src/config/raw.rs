@@ -15,6 +15,7 @@ use super::{
     capacity::{self, LIMIT_MAX},
     health,
     kinds::{Address, Number, PathName, PowerOfTwo, Switch, Text, TimeSpan, optional_words, rules, words},
+    observation::{BACKEND_SERIES_MAX, LISTEN_DEFAULT, PATH_BYTES_MAX},
     scalar::Scalar,
     service::{
         self, AFFINITIES, AFFINITY_SECONDS, AFFINITY_SECONDS_DEFAULT, NAME_BYTES_MAX, PORTS_MAX, PROTOCOLS, REPLIES,
@@ -22,7 +23,7 @@ use super::{
     },
     validate::{INTERFACE_BYTES_MAX, MODES, NODE_ADDRESSES_MAX, PIN_DIRECTORY_BYTES_MAX, RUN_DIRECTORY_BYTES_MAX},
 };
-use crate::model::{Capacities, Limits, UPLINKS_MAX};
+use crate::model::{Capacities, Limits, Observation, UPLINKS_MAX};
 
 /// Configuration of the agent of Sluice.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -57,6 +58,9 @@ pub(super) struct RawConfig {
     /// Packets that the data plane makes itself, for each CPU and second, with as many in one burst; 0 for none.
     #[schemars(with = "Option<RawLimits>")]
     pub limits: Option<RawLimits>,
+    /// Metrics, health and state over HTTP, read-only.
+    #[schemars(with = "Option<RawObservation>", extend("x-default" = "all defaults"))]
+    pub observation: Option<RawObservation>,
     /// May be empty: `services: []`.
     #[schemars(with = "Vec<RawService>", extend("x-kubernetes" = "Service, EndpointSlice"))]
     pub services: Option<Vec<Spanned<RawService>>>,
@@ -154,6 +158,40 @@ pub(super) struct RawLimits {
         extend("default" = Limits::default().icmp_errors)
     )]
     pub icmp_errors: Option<Scalar>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawObservation {
+    /// Where: an address with a port, or `none` for nowhere. An address that is not loopback needs `tls` and `tokenFile`, or
+    /// the file is refused.
+    #[schemars(with = "Option<Text>", extend("default" = LISTEN_DEFAULT))]
+    pub listen: Option<Scalar>,
+    /// PEM files of the server's TLS (1.2 and 1.3).
+    #[schemars(with = "Option<RawTls>", extend("x-default" = "no TLS"))]
+    pub tls: Option<Spanned<RawTls>>,
+    /// File with the bearer token that metrics and state are given for; white space around it does not count, at most 4096
+    /// bytes.
+    #[schemars(with = "Option<PathName>", length(max = PATH_BYTES_MAX), extend("x-default" = "no token"))]
+    pub token_file: Option<Scalar>,
+    /// Backends at most that have time series of their own. See [observation.md](observation.md#cardinality).
+    #[schemars(
+        with = "Option<Number>",
+        range(min = 0, max = BACKEND_SERIES_MAX),
+        extend("default" = Observation::default().backend_series)
+    )]
+    pub backend_series: Option<Scalar>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawTls {
+    /// The certificate, followed by those that lead to its root.
+    #[schemars(with = "PathName", length(max = PATH_BYTES_MAX))]
+    pub certificate: Option<Scalar>,
+    /// Its private key: PKCS #8, PKCS #1 or SEC 1.
+    #[schemars(with = "PathName", length(max = PATH_BYTES_MAX))]
+    pub key: Option<Scalar>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -8,6 +8,7 @@ use crate::model::{Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Xd
 
 mod direct;
 mod health;
+mod observation;
 mod schema;
 mod shape;
 

@@ -9,7 +9,7 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
-    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, capacity,
+    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, capacity, observation,
     problem::{Position, Problem},
     raw::{RawConfig, RawNode, RawUplink},
     scalar::{Scalar, position, quote},
@@ -52,6 +52,7 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
     let run_directory =
         directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, RUN_DIRECTORY_BYTES_MAX, why);
     let limits = capacity::limits(raw.limits.as_ref(), &mut problems);
+    let observation = observation::observation(raw.observation.as_ref(), &mut problems);
     let unsized_problems = problems.len();
     let capacities = capacity::capacities(raw.capacities.as_ref(), &mut problems);
     let capacities_known = problems.len() == unsized_problems;
@@ -81,6 +82,7 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
         run_directory,
         capacities,
         limits,
+        observation,
         services,
     })
 }

@@ -155,7 +155,7 @@ fn mark(directory: &Path, name: &str) -> io::Result<()> {
 
 /// The interface that a pinned link is attached to; `None` where that is gone and the link leads nowhere.
 pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
-    let link = open_pinned(pin)?;
+    let link = open_pinned(pin, 0)?;
     let mut info = LinkInfo::default();
     let attributes = InfoAttributes {
         descriptor: link.as_raw_fd() as u32,
@@ -169,7 +169,7 @@ pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
 /// and until then refuses the next program in the same place.
 pub fn detach(pin: &Path) -> io::Result<()> {
-    let link = open_pinned(pin)?;
+    let link = open_pinned(pin, 0)?;
     let attributes = libc::c_uint::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
     let detached = bpf(BPF_LINK_DETACH, &attributes);
     fs::remove_file(pin)?;
@@ -180,9 +180,17 @@ pub fn detach(pin: &Path) -> io::Result<()> {
     }
 }
 
-fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+/// `BPF_F_RDONLY` (include/uapi/linux/bpf.h).
+const READ_ONLY: u32 = 1 << 3;
+
+/// A pinned map by which nothing can be changed.
+pub(super) fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
+    open_pinned(path, READ_ONLY)
+}
+
+fn open_pinned(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
+    let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags };
     let descriptor = bpf(BPF_OBJ_GET, &attributes)?;
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })

@@ -13,6 +13,7 @@ pub mod pinned;
 pub mod probe;
 pub mod programs;
 mod raw;
+pub mod remains;
 mod signals;
 pub mod summed;
 pub mod tables;

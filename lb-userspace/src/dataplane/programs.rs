@@ -248,7 +248,7 @@ impl Attached {
         for program in self.places.remove(&ifindex).unwrap_or_default() {
             let pin = self.links.join(format!("{}-{ifindex}", program.name));
             if let Err(error) = bpffs::detach(&pin) {
-                warn!(%error, pin = %pin.display(), "cannot detach a program; a restart of the agent will");
+                warn!(%error, path = %pin.display(), "cannot detach a program; a restart of the agent will");
             }
         }
     }

@@ -34,10 +34,12 @@ impl Engine {
         self.pending.extend(ops);
         while let Some(op) = self.pending.front().cloned() {
             if let Err(error) = self.apply_one(&op) {
+                self.meter.map_write(false);
                 warn!(%error, ?op, "a write failed; it is tried again");
                 return Err(error);
             }
             self.pending.pop_front();
+            self.meter.map_write(true);
             self.written = Instant::now();
         }
         Ok(())
@@ -65,7 +67,9 @@ impl Engine {
         match self.sockets_of(address, &[key.port]) {
             // The pod's other addresses are other endpoints, with counts of their own.
             Ok(found) => self.record(found, |local| (local.ip() == address).then_some(endpoint)),
-            Err(error) => warn!(%address, port = key.port, %error, "cannot list a pod's connections"),
+            Err(error) => {
+                warn!(backend = %SocketAddr::new(address, key.port), %error, "cannot list a pod's connections")
+            }
         }
     }
 
@@ -116,7 +120,7 @@ impl Engine {
             let Some(endpoint) = endpoint_of(connection.local) else { continue };
             let key = key_of(&connection);
             if let Err(error) = self.tables.record_bypass(&key, endpoint, since) {
-                warn!(%error, local = %connection.local, remote = %connection.remote, "cannot record a connection");
+                warn!(%error, backend = %connection.local, client = %connection.remote, "cannot record a connection");
             }
         }
     }

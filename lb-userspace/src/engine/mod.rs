@@ -25,10 +25,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use aya::Ebpf;
 use lb_common::abi::Traffic;
 use tokio::{
@@ -61,6 +61,7 @@ use crate::{
         monitor::{Changes, Monitor},
         routes,
     },
+    observe::{self, Observer, Question, meter::Meter},
     plan::{
         ops::MapOp,
         planner::{GRACE, PlanError, Planner, VipKey},
@@ -68,7 +69,7 @@ use crate::{
     },
     preflight::resolve::Place,
     privileges::{self, Helper},
-    status,
+    status::{self, Cause},
     supervisor::Supervisor,
 };
 
@@ -120,6 +121,8 @@ pub struct Engine {
     refusal: Option<String>,
     /// What of the wanted state is not in the maps yet, and why; tried again with each tick.
     waiting: Option<String>,
+    meter: Meter,
+    observer: Observer,
     _lock: Lock,
     _pin_directory: PinDirectory,
 }
@@ -141,10 +144,16 @@ pub fn run(config: &Path) -> Result<()> {
         let monitor = Monitor::open()?;
         let signals = Signals::take()?;
         let mut supervisor = Supervisor::from_environment();
-        let mut engine = Engine::start(snapshot, lock, helper)?;
+        let observation = snapshot.observation.clone();
+        let (observer, ends) = observe::prepare(&observation);
+        let mut engine = Engine::start(snapshot, lock, helper, observer)?;
         engine.preflight = preflight::Findings::of_start(found);
         engine.note_attached();
-        let begun = privileges::relinquish().map_err(Into::into).and_then(|()| engine.health.begin(engine.started));
+        // Threads come after the privileges have gone.
+        let begun = privileges::relinquish().map_err(anyhow::Error::from).and_then(|()| {
+            ends.begin(&observation).context("cannot start the thread that serves metrics")?;
+            engine.health.begin(engine.started)
+        });
         let result = match begun {
             Ok(()) => engine.serve(monitor, signals, source, socket, &mut supervisor).await,
             Err(error) => Err(error),
@@ -208,6 +217,7 @@ impl Engine {
                     supervisor.ready(self.summary());
                 }
                 reports = self.health.reports() => self.follow_health(reports),
+                Some(question) = self.observer.questions.recv() => self.tell(question),
                 _ = tick.tick() => {
                     ticks += 1;
                     source.look();
@@ -223,9 +233,18 @@ impl Engine {
         }
     }
 
+    /// Whoever asked may have left.
+    fn tell(&self, question: Question) {
+        match question {
+            Question::Health(reply) => drop(reply.send(observe::Health { waiting: self.waiting.clone() })),
+            Question::Status(reply) => drop(reply.send(self.status())),
+        }
+    }
+
     /// Takes up what netlink tells.
     fn follow(&mut self, changes: &Changes) {
         if changes.overrun {
+            self.meter.netlink_overrun();
             warn!("notifications were lost; everything is read anew");
         }
         if changes.any()
@@ -234,6 +253,7 @@ impl Engine {
             warn!(%error, "remembered routes could not be dropped");
         }
         if changes.links || changes.routes {
+            self.meter.change_seen(Cause::Network, self.started.elapsed());
             // What goes wrong is in `waiting`, and tried again with the next tick.
             let _ = self.reconcile();
         }
@@ -287,7 +307,9 @@ impl Engine {
         let places = self.find_pods(&links, &routes);
         self.planner.set_opaque(self.opaque_endpoints());
         let planned = without_failed(&self.snapshot, self.health.failed());
-        let ops = match self.planner.plan_in_stages(&planned, &places, self.started.elapsed())? {
+        let stage = self.planner.plan_in_stages(&planned, &places, self.started.elapsed())?;
+        let is_whole = matches!(stage, Stage::Whole(_));
+        let ops = match stage {
             Stage::Whole(ops) => ops,
             Stage::Part(ops, PlanError::Full { what, key, capacity }) => {
                 left.push(format!(
@@ -301,6 +323,9 @@ impl Engine {
         self.forget_owners(&ops);
         match self.apply(ops) {
             Ok(()) => {
+                if is_whole {
+                    self.meter.settled(self.started.elapsed());
+                }
                 self.release_uplinks();
                 self.release_pods(&links);
             }
@@ -312,4 +337,8 @@ impl Engine {
 
 fn cannot_write(error: &anyhow::Error) -> String {
     format!("cannot write to the maps: {error:#}")
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -64,7 +64,8 @@ impl Engine {
         for (key, endpoint) in self.planner.endpoints().iter().filter(|(key, _)| key.protocol == Protocol::Tcp) {
             let segments = self.tables.watch(endpoint.id).run();
             if segments >= UNSEEN_MIN && !self.opaque.contains_key(key) {
-                info!(address = %key.address, port = key.port, segments, "opaque: its connections are recorded from now on");
+                let backend = SocketAddr::new(key.address, key.port);
+                info!(%backend, segments, "opaque: its connections are recorded from now on");
                 self.opaque.insert(*key, Opaque { since: now, why: Why::Unseen { segments } });
                 changed = true;
             }

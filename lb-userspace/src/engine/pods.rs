@@ -213,7 +213,8 @@ impl Engine {
         let needed: BTreeSet<u32> = pods.chain(self.uplinks.iter().map(|uplink| uplink.ifindex)).collect();
         for ifindex in self.attached.interfaces().into_iter().filter(|ifindex| !needed.contains(ifindex)) {
             self.attached.detach(ifindex);
-            info!(ifindex, "pod interface released");
+            let link = links.by_index(ifindex);
+            info!(interface = link.map(|link| link.name.as_str()), ifindex, "pod interface released");
         }
         self.restore_gro(links, &needed);
         self.withdraw_vips(links);
@@ -265,7 +266,7 @@ impl Engine {
         let addresses: Vec<IpAddr> = pod.addresses.iter().chain(&pod.loopback_addresses).copied().collect();
         self.learn_pod(pod, &addresses)?;
         self.attached.attach_return(&mut self.object, pod.host_ifindex, &pod.host_name)?;
-        info!(interface = pod.host_name, addresses = ?pod.addresses, "pod interface attached");
+        info!(interface = pod.host_name, pod = ?pod.addresses, "pod interface attached");
         Ok(())
     }
 
@@ -307,7 +308,7 @@ impl Engine {
         let vip_on_lo = owned.as_ref().map(|owned| owned.as_ref().copied().unwrap_or(VipOnLo::Missing));
         let finding = |state, rung, reason| Finding { site: site.clone(), rung, state, reason, vip_on_lo, tried };
         if let Some(Err(reason)) = owned {
-            warn!(backend = %wanted.0, reason, "backend cannot be reached");
+            warn!(pod = %wanted.0, reason, "backend cannot be reached");
             return finding(BackendState::VipMissing, None, Some(reason));
         }
         let Some(found) = &site else {
@@ -319,14 +320,16 @@ impl Engine {
         };
         let mut reasons = Vec::new();
         for rung in found.rungs(wanted.1) {
-            match self.try_rung(wanted, found, rung, links, routes) {
+            let tested = self.try_rung(wanted, found, rung, links, routes);
+            self.meter.self_test(rung, tested.is_ok());
+            match tested {
                 Ok(()) => {
-                    info!(backend = %wanted.0, ?rung, interface = found.interface(), "backend reached");
+                    info!(pod = %wanted.0, rung = rung.name(), interface = found.interface(), "backend reached");
                     let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
                     return finding(BackendState::Ready, Some(rung), reason);
                 }
                 Err(reason) => {
-                    debug!(backend = %wanted.0, ?rung, reason, "rung failed");
+                    debug!(pod = %wanted.0, rung = rung.name(), reason, "rung failed");
                     reasons.push(format!("{}: {reason}", rung.name()));
                 }
             }
@@ -335,7 +338,7 @@ impl Engine {
             reasons.push("the asked-for rung needs a veth".into());
         }
         let reason = reasons.join("; ");
-        warn!(backend = %wanted.0, reason, "backend cannot be reached");
+        warn!(pod = %wanted.0, reason, "backend cannot be reached");
         finding(BackendState::SelfTestFailed, None, Some(reason))
     }
 

@@ -103,7 +103,7 @@ impl Engine {
                         self.prune_owner(vip, endpoint, position, listed_at, &found, round.as_ref());
                     }
                 }
-                Err(error) => debug!(%address, %error, "cannot list a pod's connections now"),
+                Err(error) => debug!(pod = %address, %error, "cannot list a pod's connections now"),
             }
         }
     }
@@ -181,7 +181,7 @@ impl Engine {
         if !ops.is_empty()
             && let Err(error) = self.apply(ops)
         {
-            debug!(%endpoint.address, %error, "shorter histories are not written yet");
+            debug!(pod = %endpoint.address, %error, "shorter histories are not written yet");
         }
     }
 

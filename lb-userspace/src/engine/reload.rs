@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Engine, start::settings};
+use super::{Engine, start::settings, unix_seconds};
 use crate::{
     config::{
         ConfigError,
@@ -21,6 +21,7 @@ use crate::{
     },
     failure,
     model::Snapshot,
+    status::Cause,
 };
 
 /// The configuration file, followed.
@@ -139,6 +140,9 @@ pub(super) fn check_fixed(now: &Snapshot, wanted: &Snapshot) -> Result<()> {
     if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
         bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
     }
+    if wanted.observation != now.observation {
+        bail!("observation is fixed while the agent runs; restart it to change it");
+    }
     Ok(())
 }
 
@@ -147,12 +151,14 @@ impl Engine {
     pub(super) fn reload(&mut self, snapshot: Result<Snapshot, ConfigError>) {
         match snapshot.map_err(Into::into).and_then(|wanted| self.try_reload(wanted)) {
             Ok(()) => {
+                self.meter.configured(unix_seconds(), false);
                 self.refusal = None;
                 info!(services = self.snapshot.services.len(), "configuration applied");
             }
             Err(error) => {
                 let text = failure::describe(&error);
                 error!(error = text, "configuration refused; the one before stays in force");
+                self.meter.refused();
                 self.refusal = Some(text);
             }
         }
@@ -161,6 +167,7 @@ impl Engine {
     fn try_reload(&mut self, wanted: Snapshot) -> Result<()> {
         check_fixed(&self.snapshot, &wanted)?;
         let found = self.approve_uplinks(&wanted)?;
+        self.meter.change_seen(Cause::Configuration, self.started.elapsed());
         let before = std::mem::replace(&mut self.snapshot, wanted);
         if let Err(error) = self.take_over() {
             self.snapshot = before;

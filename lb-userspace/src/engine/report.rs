@@ -12,7 +12,7 @@ use crate::{
     health::targets::fails_open,
     model::Service,
     plan::planner::{EndpointKey, VipKey},
-    status::{BackendState, BackendStatus, MapStatus, ReasonStatus, ServiceStatus, Status},
+    status::{BackendState, BackendStatus, MapStatus, ProgramStatus, ReasonStatus, ServiceStatus, Source, Status},
 };
 
 impl Engine {
@@ -21,18 +21,38 @@ impl Engine {
         let uptime = self.started.elapsed();
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(uptime);
         Status {
+            source: Source::Agent,
             version: env!("CARGO_PKG_VERSION").into(),
             since_unix_seconds: since.as_secs(),
             uptime_seconds: uptime.as_secs(),
             node_addresses: self.snapshot.node_addresses.clone(),
-            programs: self.attached.programs().cloned().collect(),
+            programs: self.program_status(),
             services: self.snapshot.services.iter().map(|service| self.service_status(service)).collect(),
             reasons: self.reason_status(),
             maps: self.map_status(),
             last_error: self.refusal.clone(),
             waiting: self.waiting.clone(),
             preflight: self.preflight.all(),
+            observation: self.observer.state.borrow().clone(),
+            activity: self.meter.activity().clone(),
         }
+    }
+
+    /// Those that are attached, and the uplinks' that should be.
+    fn program_status(&self) -> Vec<ProgramStatus> {
+        let is_attached = |interface: &str| {
+            self.attached.programs().any(|program| program.attach_point == "xdp" && program.interface == interface)
+        };
+        let missing = self.snapshot.uplinks.iter().filter(|uplink| !is_attached(&uplink.interface));
+        let missing = missing.map(|uplink| ProgramStatus {
+            name: "sluice_xdp".into(),
+            interface: uplink.interface.clone(),
+            attach_point: "xdp".into(),
+            mode: None,
+            program_id: None,
+            error: None,
+        });
+        self.attached.programs().cloned().chain(missing).collect()
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {
@@ -50,7 +70,7 @@ impl Engine {
                 BackendStatus {
                     address: backend.address,
                     port: backend.port,
-                    weight: backend.weight,
+                    weight: Some(backend.weight),
                     drain: backend.drain,
                     slots: installed.map_or(0, |backend| backend.share),
                     rung: finding.and_then(|finding| finding.rung),
@@ -62,13 +82,15 @@ impl Engine {
                     vip_on_lo: finding.and_then(|finding| finding.vip_on_lo),
                     packets: traffic.packets,
                     bytes: traffic.bytes,
+                    reply_packets: traffic.reply_packets,
+                    reply_bytes: traffic.reply_bytes,
                 }
             })
             .collect();
         let gone = self.gone_traffic(&key);
         let table = installed.and_then(|installed| installed.slots());
         ServiceStatus {
-            name: service.name.clone(),
+            name: Some(service.name.clone()),
             vip: service.vip,
             protocol: service.protocol,
             port: service.port,
@@ -78,6 +100,8 @@ impl Engine {
             fails_open: fails_open(service, self.health.failed()),
             packets: gone.packets + backends.iter().map(|backend| backend.packets).sum::<u64>(),
             bytes: gone.bytes + backends.iter().map(|backend| backend.bytes).sum::<u64>(),
+            reply_packets: gone.reply_packets + backends.iter().map(|backend| backend.reply_packets).sum::<u64>(),
+            reply_bytes: gone.reply_bytes + backends.iter().map(|backend| backend.reply_bytes).sum::<u64>(),
             slots: installed.filter(|i| i.value.backends_count != 0).map_or(0, |i| 1 << i.value.slots_log2),
             moved_slots: table.map_or(0, |table| table.moved() as u32),
             dropped_owners: table.map_or(0, |table| {

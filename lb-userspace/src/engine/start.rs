@@ -6,7 +6,7 @@ use std::{
     hash::{BuildHasher, Hasher},
     net::IpAddr,
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -32,9 +32,10 @@ use crate::{
     },
     model::{Limits, Snapshot},
     net::Netlink,
+    observe::{Observer, meter::Meter},
     plan::{maglev, planner::Planner},
     privileges::Helper,
-    status,
+    status::{self, Cause},
 };
 
 /// What the agent calls itself in the maps.
@@ -45,7 +46,7 @@ impl Engine {
     ///
     /// # Errors
     /// What was adopted goes on as it was; what was made is taken down.
-    pub(super) fn start(snapshot: Snapshot, lock: Lock, helper: Helper) -> Result<Self> {
+    pub(super) fn start(snapshot: Snapshot, lock: Lock, helper: Helper, observer: Observer) -> Result<Self> {
         let pins = snapshot.pin_directory.clone();
         let pin_directory = bpffs::prepare(&pins)?;
         if pin_directory.mounted {
@@ -56,7 +57,7 @@ impl Engine {
         for (name, entries, bytes) in sizes.maps(cpus) {
             info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
         }
-        let begun = Begun { snapshot, lock, helper, pin_directory, sizes };
+        let begun = Begun { snapshot, lock, helper, pin_directory, sizes, observer };
         match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
             Left::Same => Self::adopt(begun),
             Left::Nothing => Self::make(begun),
@@ -65,7 +66,7 @@ impl Engine {
                 Self::adopt(begun)
             }
             Left::Other { about: None, how } => {
-                warn!(how, "the data plane of an earlier agent cannot be adopted, and is replaced");
+                warn!(reason = how, "the data plane of an earlier agent cannot be adopted, and is replaced");
                 Self::make(begun)
             }
         }
@@ -117,6 +118,9 @@ impl Engine {
     }
 
     pub(super) fn new(begun: Begun, object: Ebpf, tables: Tables, planner: Planner, clock: Clock) -> Result<Self> {
+        let mut meter = Meter::default();
+        meter.change_seen(Cause::Configuration, Duration::ZERO);
+        meter.configured(super::unix_seconds(), true);
         Ok(Self {
             planner,
             attached: Attached::new(begun.snapshot.pin_directory.join(LINKS)),
@@ -146,6 +150,8 @@ impl Engine {
             started: Instant::now(),
             refusal: None,
             waiting: None,
+            meter,
+            observer: begun.observer,
             _lock: begun.lock,
             _pin_directory: begun.pin_directory,
             snapshot: begun.snapshot,
@@ -166,6 +172,7 @@ pub(super) struct Begun {
     helper: Helper,
     pin_directory: PinDirectory,
     pub sizes: Sizes,
+    observer: Observer,
 }
 
 /// Once every attached program is of this load.

@@ -116,7 +116,7 @@ impl Engine {
 
     fn forget_undo(&mut self, key: &UndoKey) {
         if let Err(error) = self.tables.forget_undo(key) {
-            warn!(%error, ?key, "cannot forget a change that was undone");
+            warn!(%error, ifindex = key.ifindex, "cannot forget a change that was undone");
         }
     }
 

@@ -133,7 +133,7 @@ impl Engine {
             self.switch_off(uplink, Offload::Lro)?;
         }
         self.preflight.expire();
-        info!(interface = link.name, mode = ?uplink.mode, "uplink attached");
+        info!(uplink = link.name, mode = ?uplink.mode, "uplink attached");
         Ok(())
     }
 
@@ -141,7 +141,7 @@ impl Engine {
         self.attached.detach(uplink.ifindex);
         self.preflight.expire();
         self.switch_back(uplink);
-        info!(interface = uplink.wanted.interface, "uplink released");
+        info!(uplink = uplink.wanted.interface, "uplink released");
     }
 
     /// Drops uplinks that are gone, attaches those that are back. Returns why others are missing.
@@ -151,7 +151,7 @@ impl Engine {
         });
         self.uplinks = here;
         for uplink in gone {
-            warn!(interface = uplink.wanted.interface, "uplink is gone");
+            warn!(uplink = uplink.wanted.interface, "uplink is gone");
             self.release(&uplink);
         }
         let mut troubles = self.resolve_uplinks(links);

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -17,7 +18,9 @@ use super::{
     room::Stage,
     service::InstalledService,
 };
-use crate::model::{Affinity, Backend, Capacities, Limits, Protocol, RungChoice, Service, Snapshot, Uplink};
+use crate::model::{
+    Affinity, Backend, Capacities, Limits, Observation, Protocol, RungChoice, Service, Snapshot, Uplink,
+};
 
 /// All that a reload would change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,6 +179,10 @@ fn setting(key: &str, before: impl ToString, after: impl ToString) -> Option<Set
     (before != after).then(|| Setting { key: key.to_owned(), before, after })
 }
 
+fn path(path: Option<&PathBuf>) -> String {
+    path.map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+}
+
 fn settings(before: &Snapshot, after: &Snapshot) -> Vec<Setting> {
     let text = |snapshot: &Snapshot| {
         // No catch-all: whoever adds a key says here how it is compared.
@@ -186,6 +193,7 @@ fn settings(before: &Snapshot, after: &Snapshot) -> Vec<Setting> {
             run_directory,
             capacities: Capacities { services, backends, maglev_slots, bypasses, flows, fragments },
             limits: Limits { refusals, echo_replies, icmp_errors },
+            observation: Observation { listen, tls, token_file, backend_series },
             services: _,
         } = snapshot;
         let addresses: Vec<String> = node_addresses.iter().map(IpAddr::to_string).collect();
@@ -202,6 +210,11 @@ fn settings(before: &Snapshot, after: &Snapshot) -> Vec<Setting> {
             ("limits.refusals", refusals.to_string()),
             ("limits.echoReplies", echo_replies.to_string()),
             ("limits.icmpErrors", icmp_errors.to_string()),
+            ("observation.listen", listen.map_or_else(|| "none".to_owned(), |listen| listen.to_string())),
+            ("observation.tls.certificate", path(tls.as_ref().map(|tls| &tls.certificate))),
+            ("observation.tls.key", path(tls.as_ref().map(|tls| &tls.key))),
+            ("observation.tokenFile", path(token_file.as_ref())),
+            ("observation.backendSeries", backend_series.to_string()),
         ]
     };
     let pairs = text(before).into_iter().zip(text(after));

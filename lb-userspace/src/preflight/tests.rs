@@ -59,6 +59,7 @@ fn healthy() -> (Facts, Snapshot) {
         run_directory: "/run/sluice".into(),
         capacities: Capacities::default(),
         limits: Limits::default(),
+        observation: crate::model::Observation::default(),
         services: vec![service],
     };
     (facts, snapshot)

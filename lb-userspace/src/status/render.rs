@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{BackendState, BackendStatus, HealthState, HealthStatus, ProgramStatus, ServiceStatus, Status};
+use super::{BackendState, BackendStatus, HealthState, HealthStatus, ProgramStatus, ServiceStatus, Source, Status};
 use crate::{
     model::{ReplyMode, Rung},
     preflight::Severity,
@@ -206,13 +206,19 @@ fn wrap(text: &str, room: usize) -> Vec<String> {
 pub fn render_table(status: &Status, color: bool) -> String {
     let mut out = Output { text: String::new(), spaces: 0, color };
     let nodes: Vec<String> = status.node_addresses.iter().map(IpAddr::to_string).collect();
+    let nodes = nodes.join(", ");
+    let state = match status.source {
+        Source::Agent => cell(format!(", up {}, node {nodes}", duration(status.uptime_seconds))),
+        Source::Maps => cell(format!(", no agent, node {nodes}; read from the pinned maps")).styled(Style::Bad),
+    };
     out.put(&cell(format!("Sluice {}", status.version)).styled(Style::Heading));
-    out.put(&cell(format!(", up {}, node {}", duration(status.uptime_seconds), nodes.join(", "))));
+    out.put(&state);
     out.end_line();
     out.end_section();
     let troubles = [
         (&status.last_error, "The new configuration was refused; the one before it is in force:", Style::Bad),
         (&status.waiting, "Not everything is in force yet; it is tried again each second:", Style::Partly),
+        (&status.observation.error, "Metrics and health are not served; it is tried again each second:", Style::Partly),
     ];
     for (trouble, title, style) in troubles {
         let Some(trouble) = trouble else { continue };
@@ -290,8 +296,8 @@ fn services(services: &[ServiceStatus]) -> Table {
         let slots = format!("{} slots{moved}", service.slots);
         let affinity = service.session_affinity_seconds.map_or(String::new(), |after| format!("affinity {after} s, "));
         let check = service.health_check.as_ref().map_or(String::new(), |check| format!("check {check}, "));
-        let heading =
-            format!("{} {endpoint}  {}  (replies {replies}, {affinity}{check}{slots})", service.protocol, service.name);
+        let name = service.name.as_ref().map_or(String::new(), |name| format!("{name}  "));
+        let heading = format!("{} {endpoint}  {name}(replies {replies}, {affinity}{check}{slots})", service.protocol);
         lines.push(Line::Heading(
             cell(heading).styled(Style::Heading),
             vec![cell(count(service.packets)), cell(bytes(service.bytes))],
@@ -341,7 +347,9 @@ fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
         (BackendState::Ready, false) if backend.opaque.is_some() => cell("opaque").styled(Style::Good),
         (BackendState::Ready, false) => cell("ready").styled(Style::Good),
         (BackendState::Ready, true) => cell("draining").styled(Style::Partly),
-        (state @ (BackendState::Pending | BackendState::Remote), _) => cell(state.name()).styled(Style::Partly),
+        (state @ (BackendState::Pending | BackendState::Remote | BackendState::Unknown), _) => {
+            cell(state.name()).styled(Style::Partly)
+        }
         (
             state @ (BackendState::NoInterface
             | BackendState::SelfTestFailed
@@ -352,7 +360,7 @@ fn backend_row(backend: &BackendStatus, slots: u32) -> Vec<Cell> {
     };
     vec![
         cell(format!("  {}", SocketAddr::new(backend.address, backend.port))),
-        cell(backend.weight.to_string()),
+        optional(backend.weight),
         cell(share(backend.slots.into(), slots.into())),
         optional(backend.rung.map(Rung::name)),
         state,

@@ -23,7 +23,7 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
     BackendStatus {
         address: address.parse().unwrap(),
         port,
-        weight: 1,
+        weight: Some(1),
         drain: false,
         slots: 256,
         rung: Some(Rung::Redirect),
@@ -35,12 +35,14 @@ fn backend(address: &str, port: u16, packets: u64) -> BackendStatus {
         vip_on_lo: None,
         packets,
         bytes: packets * 120,
+        reply_packets: packets / 2,
+        reply_bytes: packets * 60,
     }
 }
 
 fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatus {
     ServiceStatus {
-        name: name.into(),
+        name: Some(name.into()),
         vip: vip.parse().unwrap(),
         protocol,
         port,
@@ -50,6 +52,8 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
         fails_open: false,
         packets: 0,
         bytes: 0,
+        reply_packets: 0,
+        reply_bytes: 0,
         slots: 0,
         moved_slots: 0,
         dropped_owners: 0,
@@ -57,7 +61,8 @@ fn service(name: &str, vip: &str, protocol: Protocol, port: u16) -> ServiceStatu
     }
 }
 
-fn sample() -> Status {
+/// A node with a bit of everything.
+pub(crate) fn sample() -> Status {
     let reason = |name: &str, packets, doc: &str| ReasonStatus {
         name: name.into(),
         packets,
@@ -116,7 +121,7 @@ fn sample() -> Status {
                         rung: None,
                         state: BackendState::NoInterface,
                         interface: None,
-                        weight: 1000,
+                        weight: Some(1000),
                         ..backend("2001:db8:244:1::42", 57400, 0)
                     },
                 ],
@@ -141,6 +146,7 @@ fn sample() -> Status {
             Finding::new(Check::KernelTypes, "kernel", "the kernel does not show its types", "live with it"),
             Finding::note(Check::UplinkIs, "eth0", "eth0: driver ixgbe"),
         ],
+        ..Status::default()
     }
 }
 

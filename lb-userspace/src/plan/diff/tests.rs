@@ -28,6 +28,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
         run_directory: "/run/sluice".into(),
         capacities: CAPACITIES,
         limits: Limits::default(),
+        observation: Observation::default(),
         services,
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{Limits, Uplink, XdpModeChoice},
+    model::{Limits, Observation, Uplink, XdpModeChoice},
     plan::{ops::MapOp, service::InstalledBackend},
 };
 
@@ -109,6 +109,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
         run_directory: "/run/sluice".into(),
         capacities: CAPACITIES,
         limits: Limits::default(),
+        observation: Observation::default(),
         services,
     }
 }

@@ -14,7 +14,9 @@ use lb_common::{
 use lb_tests::lab::{ELEMENT, Family, Lab, NODE, UPLINK, vip, wait_until};
 use lb_userspace::{
     dataplane::{capacity::Sizes, mapped::Mapped, object, tables::Tables},
-    model::{Affinity, Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot},
+    model::{
+        Affinity, Backend, Capacities, Limits, Observation, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot,
+    },
     plan::{
         maglev,
         planner::{Place, Places, Planner, VipKey},
@@ -389,6 +391,7 @@ fn snapshot(capacities: Capacities, stage: u16) -> Snapshot {
         run_directory: std::path::PathBuf::new(),
         capacities,
         limits: Limits::default(),
+        observation: Observation::default(),
         services,
     }
 }

@@ -223,6 +223,7 @@ impl Step {
             run_directory: "/run/sluice".into(),
             capacities: CAPACITIES,
             limits: Limits::default(),
+            observation: crate::model::Observation::default(),
             services: self.services.clone(),
         }
     }
