@@ -133,15 +133,25 @@ pub fn load(sizes: &Sizes, pins: Option<&Pins>) -> Result<Ebpf, DataPlaneError> 
 /// As [`load`]; with `beside`, programs that look into the maps of an earlier data plane too.
 pub fn load_beside(sizes: &Sizes, pins: Option<&Pins>, beside: Option<&Beside>) -> Result<Ebpf, DataPlaneError> {
     let mut object = make_maps(sizes, pins, beside)?;
+    // The kernel verifies each for itself, and the largest take a second: side by side they take as long as the longest.
     let _blocked = BlockedSignals::new();
-    for name in XDP_PROGRAMS {
-        xdp_named(&mut object, name)?.load().map_err(|source| loading(name, source))?;
-    }
-    for name in TC_PROGRAMS.into_iter().filter(|name| *name != CLOCK) {
-        tc(&mut object, name)?.load().map_err(|source| loading(name, source))?;
-    }
+    std::thread::scope(|scope| {
+        let loads = object.programs_mut().filter(|(name, _)| *name != CLOCK);
+        let loads: Vec<_> = loads.map(|(name, program)| scope.spawn(move || load_program(name, program))).collect();
+        loads.into_iter().try_for_each(|load| load.join().expect("loading a program does not panic"))
+    })?;
     fill_programs(&mut object)?;
     Ok(object)
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<(), DataPlaneError> {
+    let Some(name) = XDP_PROGRAMS.into_iter().chain(TC_PROGRAMS).find(|known| *known == name) else { return Ok(()) };
+    let done = match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(DataPlaneError::ForeignObject { what: name }),
+    };
+    done.map_err(|source| loading(name, source))
 }
 
 /// The object's maps, as for [`load`], and of its programs only the clock.

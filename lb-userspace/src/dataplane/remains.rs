@@ -12,7 +12,10 @@ use std::{
 
 use aya::maps::{Array, HashMap as BpfHash, Map, MapData, MapError, PerCpuArray};
 use lb_common::{
-    abi::{self, ABI_VERSION, Counter, ServiceKey, Settings, Traffic, endpoint_flags, protocol, rung, service_flags},
+    abi::{
+        self, ABI_VERSION, Counter, ServiceKey, Settings, Traffic, endpoint_flags, member_flags, protocol, rung,
+        service_flags,
+    },
     address::Address,
     flow, fragments,
     reason::Reason,
@@ -139,6 +142,7 @@ struct Services<'a> {
     services: Vec<(ServiceKey, abi::Service)>,
     endpoints: BpfHash<MapData, ServiceKey, abi::Endpoint>,
     backends: Array<MapData, abi::Backend>,
+    members: Array<MapData, abi::Member>,
     slots: Array<MapData, abi::SlotBlock>,
     pins: &'a Pins<'a>,
     links: Option<&'a Links>,
@@ -151,6 +155,7 @@ impl<'a> Services<'a> {
             services: pins.entries("services")?,
             endpoints: pins.map("endpoints")?,
             backends: pins.map("backends")?,
+            members: pins.map("members")?,
             slots: pins.map("maglev")?,
             pins,
             links,
@@ -171,9 +176,17 @@ impl<'a> Services<'a> {
         let count = usize::from(value.backends_count);
         let (shares, moved_slots) = if count == 0 { (Vec::new(), 0) } else { self.shares(value, count)? };
         let mut backends = Vec::with_capacity(count);
-        for (at, slots) in (value.backends..).zip(&shares) {
+        for (position, slots) in (0..).zip(&shares) {
+            let at = value.backends + position;
             let backend = self.backends.get(&at, 0).map_err(|error| self.pins.unreadable("backends", error))?;
-            backends.push(self.backend(&backend, *slots, traffic(backend.id)?));
+            let member = self.members.get(&backend.id, 0).map_err(|error| self.pins.unreadable("members", error))?;
+            // What was a backend leaves its entry behind.
+            let is_one = member.flags & member_flags::USED != 0
+                && member.service == *key
+                && u32::from(member.position) == position;
+            if is_one {
+                backends.push(self.backend(&backend, &member, *slots, traffic(backend.id)?));
+            }
         }
         let affinity = (value.flags & service_flags::AFFINITY != 0)
             .then(|| (u64::from(value.affinity) << abi::COARSE_SHIFT) / self.hertz);
@@ -215,7 +228,7 @@ impl<'a> Services<'a> {
         Ok((shares, moved))
     }
 
-    fn backend(&self, backend: &abi::Backend, slots: u32, traffic: Traffic) -> BackendStatus {
+    fn backend(&self, backend: &abi::Backend, member: &abi::Member, slots: u32, traffic: Traffic) -> BackendStatus {
         let rung = match backend.rung {
             rung::REDIRECT => Some(Rung::Redirect),
             rung::PEER => Some(Rung::Peer),
@@ -226,10 +239,10 @@ impl<'a> Services<'a> {
         let link = self.links.and_then(|links| links.by_index(backend.ifindex));
         let opaque = backend.flags & abi::backend_flags::OPAQUE != 0;
         BackendStatus {
-            address: backend.address.into(),
+            address: member.pod.into(),
             port: backend.port,
-            weight: None,
-            drain: false,
+            weight: Some(member.weight),
+            drain: member.flags & member_flags::DRAIN != 0,
             slots,
             rung,
             state: if rung.is_some() { BackendState::Ready } else { BackendState::Unknown },
