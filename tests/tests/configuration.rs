@@ -132,7 +132,7 @@ fn a_configuration_is_followed_however_it_is_changed() -> Result<()> {
 /// What the maps say of services, as bpftool prints it.
 fn installed(agent: &Agent) -> Result<String> {
     let mut text = String::new();
-    for map in ["services", "maglev", "backends", "endpoints", "settings"] {
+    for map in ["services", "maglev", "backends", "endpoints", "node"] {
         let pin = agent.pins().join("maps").join(map);
         let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&pin).output()?;
         ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stdout));

@@ -391,7 +391,8 @@ fn the_self_test_is_answered_by_a_pod_that_owns_the_vip() -> Result<()> {
     let pod = &lab.pods[0];
     let gro = |on| pod.namespace.run(|| Ethtool::open()?.set("eth0", Offload::Gro, on)).map(drop);
     // Whatever the interface's number, the pod knows its neighbours by now.
-    ensure!(pod.answers(&lab.node, Family::V4) && pod.answers(&lab.node, Family::V6), "the pod does not answer");
+    let answers = || Family::BOTH.into_iter().all(|family| pod.answers(&lab.node, family));
+    wait_until("the pod to answer", PATIENCE, || Ok(answers().then_some(())))?;
     lab.node.run(|| -> Result<()> {
         let sizes = Sizes::new(&Capacities::default());
         let mut object = object::load(&sizes, None)?;

@@ -67,7 +67,7 @@ fn entries_of_every_map_of_this_build_have_a_way_to_the_next_one_and_back() {
             changed.push(name);
         }
     }
-    assert_eq!(changed, ["backends", "bypasses", "endpoints", "services"]);
+    assert_eq!(changed, ["backends", "bypasses", "earlier_bypasses", "endpoints", "services"]);
 }
 
 #[test]

@@ -255,6 +255,9 @@ fn the_units_limits_suffice_and_the_service_manager_is_told_the_truth() -> Resul
     manager.wait("RELOADING", "1")?;
     let refused = manager.wait("READY", "1")?;
     ensure!(refused["STATUS"].contains("; configuration refused: "), "{refused:?}");
+    agent.reload(&yaml)?;
+    manager.wait("RELOADING", "1")?;
+    manager.wait("READY", "1")?;
 
     lab.restart_pod(0)?;
     wait_ready(&agent)?;
