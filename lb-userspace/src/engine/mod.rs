@@ -109,7 +109,10 @@ pub struct Engine {
 pub fn run(config: &Path) -> Result<()> {
     // Before the file is read: whoever changes it meanwhile is heard.
     let version = file_version(config);
+    let began = Instant::now();
     let snapshot = config::load(config)?;
+    let microseconds = began.elapsed().as_micros() as u64;
+    info!(services = snapshot.services.len(), microseconds, "configuration read");
     guard::check_capabilities()?;
     let lock = Lock::take(&snapshot.run_directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -272,9 +275,10 @@ impl Engine {
     /// Reads the configuration anew: all of it, or nothing and the reason.
     fn reload(&mut self) {
         match self.try_reload() {
-            Ok(()) => {
+            Ok(applied_in) => {
                 self.refusal = None;
-                info!(services = self.snapshot.services.len(), "configuration applied");
+                let microseconds = applied_in.as_micros() as u64;
+                info!(services = self.snapshot.services.len(), microseconds, "configuration applied");
             }
             Err(error) => {
                 let text = failure::describe(&error);
@@ -284,8 +288,10 @@ impl Engine {
         }
     }
 
-    fn try_reload(&mut self) -> Result<()> {
+    /// Returns how long it took from the parsed configuration on.
+    fn try_reload(&mut self) -> Result<Duration> {
         let wanted = config::load(&self.config)?;
+        let began = Instant::now();
         let now = &self.snapshot;
         if wanted.capacities != now.capacities {
             bail!("capacities are fixed while the agent runs; restart it to change them");
@@ -303,7 +309,7 @@ impl Engine {
                 }
             });
         }
-        Ok(())
+        Ok(began.elapsed())
     }
 
     fn take_over(&mut self) -> Result<()> {
