@@ -14,6 +14,7 @@ mod start;
 mod undo;
 mod uplinks;
 mod vips;
+mod wanted;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -42,6 +43,7 @@ use self::{
     start::settings,
     undo::GroChanges,
     uplinks::AttachedUplink,
+    wanted::WantedPods,
 };
 use crate::{
     config,
@@ -71,6 +73,7 @@ const SWEEP_TICKS: u64 = 5;
 pub struct Engine {
     config: PathBuf,
     snapshot: Snapshot,
+    wanted: WantedPods,
     planner: Planner,
     sizes: Sizes,
     object: Ebpf,
@@ -299,9 +302,9 @@ impl Engine {
         if wanted.pin_directory != now.pin_directory || wanted.run_directory != now.run_directory {
             bail!("pinDirectory and runDirectory are fixed while the agent runs; restart it to change them");
         }
-        let before = std::mem::replace(&mut self.snapshot, wanted);
+        let before = self.replace_snapshot(wanted);
         if let Err(error) = self.take_over() {
-            self.snapshot = before;
+            self.replace_snapshot(before);
             return Err(match self.take_over() {
                 Ok(()) => error,
                 Err(return_error) => {

@@ -215,7 +215,7 @@ impl Engine {
             let all_found = service.slots().is_some_and(|table| {
                 let mut its = clients.iter().map(by_hash);
                 its.all(|slot| {
-                    table.slots()[slot as usize].owner == position.0
+                    table.slot(slot).owner == position.0
                         || table.history(slot).owners().any(|owner| owner == position)
                 })
             });

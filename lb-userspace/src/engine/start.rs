@@ -17,7 +17,7 @@ use lb_common::{
 };
 use tracing::{info, warn};
 
-use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints, renew};
+use super::{Engine, detach, flows::Sweeper, guard::Lock, opaque::OpaqueEndpoints, renew, wanted::WantedPods};
 use crate::{
     dataplane::{
         DataPlaneError,
@@ -115,6 +115,7 @@ impl Engine {
     pub(super) fn new(begun: Begun, object: Ebpf, tables: Tables, planner: Planner, clock: Clock) -> Result<Self> {
         Ok(Self {
             config: begun.config.to_path_buf(),
+            wanted: WantedPods::new(&begun.snapshot.services),
             planner,
             attached: Attached::new(begun.snapshot.pin_directory.join(LINKS)),
             sizes: begun.sizes,

@@ -1,6 +1,7 @@
 //! From what is wanted and what is installed to what must be written: pure.
 
 pub mod adopt;
+mod difference;
 pub mod history;
 pub mod ids;
 pub mod maglev;
@@ -10,3 +11,4 @@ pub mod ranges;
 pub mod rebuild;
 pub mod room;
 pub mod service;
+mod tracked;
