@@ -2,6 +2,7 @@
 
 pub mod adopt;
 mod difference;
+mod endpoints;
 pub mod history;
 pub mod ids;
 pub mod maglev;
@@ -12,3 +13,4 @@ pub mod rebuild;
 pub mod room;
 pub mod service;
 mod tracked;
+mod transaction;

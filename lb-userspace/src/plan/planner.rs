@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, ServiceKey, endpoint_flags};
+use lb_common::abi::{self, ServiceKey};
 use thiserror::Error;
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     service::{InstalledService, history_entries},
     tracked::Tracked,
 };
-use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot};
+use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, Service};
 
 /// How long something that was taken out of the maps is left alone, because a program may still hold it: programs
 /// run for microseconds.
@@ -176,16 +176,6 @@ pub struct Planner {
     pub(super) applied: Option<Applied>,
 }
 
-/// What of a planner is small enough to be copied before each plan.
-struct Pools {
-    tx_ports: BTreeMap<u32, u32>,
-    port_users: HashMap<u32, usize>,
-    ids: [Ids; 4],
-    ranges: [Ranges; 3],
-    leaving: BTreeMap<u32, VipKey>,
-    sequence: u64,
-}
-
 impl Planner {
     /// Empty maps with these capacities.
     pub fn new(capacities: Capacities) -> Self {
@@ -271,46 +261,8 @@ impl Planner {
         }
     }
 
-    /// The writes that bring the maps to `snapshot`. On an error nothing is planned and nothing changed.
-    ///
-    /// Costs what differs from the last plan's snapshot, places and opaque endpoints, and a comparison with those.
-    pub fn plan(&mut self, snapshot: &Snapshot, places: &Places, now: Duration) -> Result<Vec<MapOp>, PlanError> {
-        let pools = self.pools();
-        self.services.begin();
-        self.endpoints.begin();
-        self.vips.begin();
-        match self.try_plan(snapshot, places, now) {
-            Ok(steps) => {
-                self.services.commit();
-                self.endpoints.commit();
-                self.vips.commit();
-                let Steps { prepare, endpoints, show, hide, remove, forget, .. } = steps;
-                Ok([hide, prepare, endpoints, show, remove, forget].into_iter().flatten().collect())
-            }
-            Err(error) => {
-                self.services.roll_back();
-                self.endpoints.roll_back();
-                self.vips.roll_back();
-                self.restore(pools);
-                Err(error)
-            }
-        }
-    }
-
-    fn try_plan(&mut self, snapshot: &Snapshot, places: &Places, now: Duration) -> Result<Steps, PlanError> {
-        // Out of the planner, which is changed while what it was told before is looked at.
-        let before = self.applied.take();
-        let difference = Difference::new(self, before.as_ref(), snapshot, places);
-        let mut steps = Steps { now, ..Steps::default() };
-        let planned = self.plan_difference(&difference, places, &mut steps);
-        let replaced = difference.replaced();
-        self.applied = before;
-        planned?;
-        self.applied.get_or_insert_default().follow(snapshot, places, &self.opaque, replaced);
-        Ok(steps)
-    }
-
-    fn plan_difference(
+    /// Plans what differs. On an error some of it may be planned: see [`Planner::plan`].
+    pub(super) fn plan_difference(
         &mut self,
         difference: &Difference,
         places: &Places,
@@ -324,25 +276,6 @@ impl Planner {
         self.drop_endpoints(difference, steps);
         self.count_vips(difference, steps);
         Ok(())
-    }
-
-    fn pools(&self) -> Pools {
-        let ids = [&self.service_ids, &self.backend_ids, &self.endpoint_ids, &self.tx_port_ids];
-        Pools {
-            tx_ports: self.tx_ports.clone(),
-            port_users: self.port_users.clone(),
-            ids: ids.map(Clone::clone),
-            ranges: [&self.slots, &self.histories, &self.backend_ranges].map(Clone::clone),
-            leaving: self.leaving.clone(),
-            sequence: self.sequence,
-        }
-    }
-
-    fn restore(&mut self, pools: Pools) {
-        let Pools { tx_ports, port_users, ids, ranges, leaving, sequence } = pools;
-        (self.tx_ports, self.port_users, self.leaving, self.sequence) = (tx_ports, port_users, leaving, sequence);
-        [self.service_ids, self.backend_ids, self.endpoint_ids, self.tx_port_ids] = ids;
-        [self.slots, self.histories, self.backend_ranges] = ranges;
     }
 
     fn remove_services(&mut self, difference: &Difference, steps: &mut Steps) {
@@ -456,12 +389,7 @@ impl Planner {
         PlanError::Full { what: "another backend", key: "capacities.backends", capacity: self.capacities.backends }
     }
 
-    fn write_services(
-        &mut self,
-        difference: &Difference,
-        wanted: &Wanted,
-        steps: &mut Steps,
-    ) -> Result<(), PlanError> {
+    fn write_services(&mut self, difference: &Difference, wanted: &Wanted, steps: &mut Steps) -> Result<(), PlanError> {
         for key in &difference.endpoints {
             let Some(installed) = self.endpoints.get(key) else { continue };
             // The order is that of age: who stays keeps his place, who comes stands last.
@@ -482,83 +410,6 @@ impl Planner {
             self.write_service(service, &replies, steps)?;
         }
         Ok(())
-    }
-
-    fn write_endpoints(&mut self, difference: &Difference, steps: &mut Steps) {
-        let replies = Replies::new();
-        let mut ids: HashMap<(VipKey, EndpointKey), u32> = HashMap::new();
-        for vip in difference.services.iter().map(|service| vip_key(service)) {
-            let backends = self.services.get(&vip).into_iter().flat_map(|service| &service.backends);
-            ids.extend(backends.map(|backend| ((vip, backend.endpoint), backend.value.id)));
-        }
-        let (mut moved, mut gone, mut set) = (Vec::new(), Vec::new(), Vec::new());
-        for key in &difference.endpoints {
-            let Some(installed) = self.endpoints.get(key) else { continue };
-            let is_opaque = Self::is_opaque(&self.opaque, key, &installed.way);
-            let opaque = if is_opaque { endpoint_flags::OPAQUE } else { 0 };
-            let value = self.default_service(installed, &replies).and_then(|default| {
-                Some(abi::Endpoint {
-                    vip: default.address.into(),
-                    vip_port: default.port,
-                    flags: self.flags_of(installed) | opaque,
-                    id: installed.id,
-                    backend: *ids.get(&(default, *key))?,
-                    netns_id: installed.way.netns_id,
-                })
-            });
-            // A pod that owns its VIP is known by its interface, and not at all without one.
-            let value = value.filter(|_| key.vip.is_none() || installed.way.ifindex != 0);
-            let at = if key.vip.is_some() { key.to_abi().at(installed.way.ifindex) } else { key.to_abi() };
-            match (installed.value, value) {
-                (Some(_), None) => gone.push(installed.key),
-                (Some(_), Some(_)) if at != installed.key => moved.push(installed.key),
-                _ => {}
-            }
-            if (installed.value, installed.key) == (value, at) {
-                continue;
-            }
-            if let Some(value) = value {
-                set.push(MapOp::SetEndpoint { key: at, value });
-            }
-            if let Some(installed) = self.endpoints.get_mut(key) {
-                (installed.value, installed.key) = (value, at);
-            }
-        }
-        // Before what takes its place, which may need the room.
-        steps.endpoints.extend(self.without_endpoints(&moved));
-        steps.endpoints.extend(set);
-        steps.remove.extend(self.without_endpoints(&gone));
-    }
-
-    /// Takes keys out of `endpoints`, but for those that another endpoint has now: two addresses of one pod are one at
-    /// its interface.
-    fn without_endpoints(&self, keys: &[ServiceKey]) -> Vec<MapOp> {
-        let shared: BTreeSet<u32> = keys.iter().map(|key| key.interface).filter(|interface| *interface != 0).collect();
-        let mut heirs: HashMap<ServiceKey, abi::Endpoint> = HashMap::new();
-        if !shared.is_empty() {
-            let others = self.endpoints.values().filter(|other| shared.contains(&other.key.interface));
-            for (key, value) in others.filter_map(|other| Some((other.key, other.value?))) {
-                heirs.entry(key).or_insert(value);
-            }
-        }
-        let op = |key: &ServiceKey| match heirs.get(key) {
-            Some(value) => MapOp::SetEndpoint { key: *key, value: *value },
-            None => MapOp::RemoveEndpoint { key: *key },
-        };
-        keys.iter().map(op).collect()
-    }
-
-    fn drop_endpoints(&mut self, difference: &Difference, steps: &mut Steps) {
-        let mut keys = Vec::new();
-        for key in &difference.endpoints {
-            if self.endpoints.get(key).is_none_or(|installed| !installed.services.is_empty()) {
-                continue;
-            }
-            let Some(installed) = self.endpoints.remove(key) else { continue };
-            keys.extend(installed.value.map(|_| installed.key));
-            self.endpoint_ids.free(installed.id, steps.now);
-        }
-        steps.remove.extend(self.without_endpoints(&keys));
     }
 
     /// A VIP is one after its first service is there, and no more before the last one goes.
@@ -583,26 +434,6 @@ impl Planner {
             }
         }
     }
-
-    /// Whose replies an endpoint's are where no record says otherwise: the oldest static service, else the oldest
-    /// recorded. `replies` are of services that are being written.
-    pub(super) fn default_service(&self, endpoint: &InstalledEndpoint, replies: &Replies) -> Option<VipKey> {
-        let mode_of = |key| replies.get(key).copied().or_else(|| self.services.get(key)?.replies);
-        let of_mode = |mode| endpoint.services.iter().find(|service| mode_of(service) == Some(mode)).copied();
-        of_mode(ReplyMode::Static).or_else(|| of_mode(ReplyMode::Recorded))
-    }
-
-    fn flags_of(&self, endpoint: &InstalledEndpoint) -> u16 {
-        let mut flags = if endpoint.way.rung == abi::rung::STACK { endpoint_flags::STACK } else { 0 };
-        for service in &endpoint.services {
-            flags |= match self.services.get(service).and_then(|service| service.replies) {
-                Some(ReplyMode::Static) => endpoint_flags::STATIC,
-                Some(ReplyMode::Recorded) => endpoint_flags::RECORDED,
-                Some(ReplyMode::None) | None => 0,
-            };
-        }
-        flags
-    }
 }
 
 /// By endpoint, the services that want it, in the snapshot's order.
@@ -615,12 +446,12 @@ pub(super) type Replies = HashMap<VipKey, ReplyMode>;
 #[derive(Default)]
 pub(super) struct Steps {
     pub(super) now: Duration,
-    hide: Vec<MapOp>,
+    pub(super) hide: Vec<MapOp>,
     pub(super) prepare: Vec<MapOp>,
-    endpoints: Vec<MapOp>,
+    pub(super) endpoints: Vec<MapOp>,
     pub(super) show: Vec<MapOp>,
-    remove: Vec<MapOp>,
-    forget: Vec<MapOp>,
+    pub(super) remove: Vec<MapOp>,
+    pub(super) forget: Vec<MapOp>,
 }
 
 /// Entries of `backends`: each service's take the next power of two, twice while they are replaced.

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use lb_common::address::Address;
+use lb_common::{abi::endpoint_flags, address::Address};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{Limits, Uplink, XdpModeChoice},
+    model::{Limits, Snapshot, Uplink, XdpModeChoice},
     plan::{history::SlotTable, ops::MapOp, service::InstalledBackend},
 };
 
@@ -368,9 +368,11 @@ proptest! {
 /// All of a planner, hashes in order.
 fn state_of(planner: &Planner) -> String {
     let ports: BTreeMap<_, _> = planner.port_users.iter().filter(|(_, users)| **users != 0).collect();
-    let services: Vec<_> = planner.services.values().map(|s| (s.value, &s.backends, s.replies, s.slots().map(SlotTable::slots))).collect();
+    let services: Vec<_> =
+        planner.services.values().map(|s| (s.value, &s.backends, s.replies, s.slots().map(SlotTable::slots))).collect();
     let ids = [&planner.service_ids, &planner.backend_ids, &planner.endpoint_ids, &planner.tx_port_ids];
-    let room = [&planner.slots, &planner.histories, &planner.backend_ranges].map(|ranges| (ranges.available(), ranges.longest()));
+    let room = [&planner.slots, &planner.histories, &planner.backend_ranges]
+        .map(|ranges| (ranges.available(), ranges.longest()));
     format!(
         "{services:?} {:?} {:?} {:?} {ports:?} {ids:?} {room:?} {:?} {} {:?}",
         *planner.endpoints, *planner.vips, planner.tx_ports, planner.leaving, planner.sequence, planner.applied
