@@ -239,6 +239,12 @@ impl Agent {
         self.process.log_tail()
     }
 
+    /// The log so far, by lines.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.process.lines()
+    }
+
     /// Waits until the log has a line with this text.
     pub fn wait_log(&self, text: &str) -> Result<()> {
         let has = |lines: &[String]| lines.iter().any(|line| line.contains(text)).then_some(());

@@ -50,7 +50,11 @@ impl<const V: usize> IndexWriter<V> {
             (Some(at), None) => {
                 content.remove(at);
             }
-            (None, Some(value)) => content.push((*key, value)),
+            (None, Some(value)) => {
+                // Most buckets have one, and there are very many.
+                content.reserve_exact(1);
+                content.push((*key, value));
+            }
             (None, None) => return,
         }
         self.memory.elements()[bucket].write(content.iter().map(|(key, value)| (key, *value)));

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use lb_common::abi::{BypassKey, ServiceKey, endpoint_flags, protocol};
+use lb_common::abi::{BypassKey, endpoint_flags, protocol};
 use tracing::{debug, warn};
 
 use super::{Engine, flows::FLOW_LIFETIME};
@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// Writes whose memory is given back at once: those of a start, not those of a change.
+const OPS_MANY: usize = 10_000;
+
 /// Coarse ticks that a record is kept at least: a handshake may not have made its socket yet.
 const YOUNG: u32 = 12;
 /// Coarse ticks after which an unused record of UDP goes: ten minutes at 1000 Hz, more at less.
@@ -31,45 +34,67 @@ impl Engine {
     /// Applies a plan's writes, after those that failed before. An endpoint's first appearance is in two steps: bypasses
     /// are recorded, then what is connected already is listed, and only then are its replies rewritten.
     pub(super) fn apply(&mut self, ops: Vec<MapOp>) -> anyhow::Result<()> {
+        let many = ops.len() > OPS_MANY;
         self.pending.extend(ops);
-        while let Some(op) = self.pending.front().cloned() {
-            if let Err(error) = self.apply_one(&op) {
+        // Endpoints that stand in front of the writes and are learned.
+        let mut learned = 0;
+        while let Some(op) = self.pending.pop_front() {
+            let applied = match learned {
+                0 => self.learn_first(&op),
+                more => Ok(more),
+            };
+            let applied = applied.and_then(|more| {
+                learned = more.saturating_sub(1);
+                Ok(self.tables.apply(&op)?)
+            });
+            if let Err(error) = applied {
                 self.meter.map_write(false);
                 warn!(%error, ?op, "a write failed; it is tried again");
+                self.pending.push_front(op);
                 return Err(error);
             }
-            self.pending.pop_front();
             self.meter.map_write(true);
             self.written = Instant::now();
         }
-        Ok(())
-    }
-
-    fn apply_one(&mut self, op: &MapOp) -> anyhow::Result<()> {
-        if let MapOp::SetEndpoint { key, value } = op
-            && key.protocol == protocol::TCP
-            // What leaves a pod that owns its VIP is not rewritten: there is nothing to be learned.
-            && key.interface == 0
-            && self.tables.endpoint(key).is_none()
-        {
-            let mut learning = *value;
-            learning.flags |= endpoint_flags::LEARNING;
-            self.tables.apply(&MapOp::SetEndpoint { key: *key, value: learning })?;
-            self.learn(key, value.id);
+        if many {
+            self.pending.shrink_to_fit();
+            release_memory();
         }
-        self.tables.apply(op)?;
         Ok(())
     }
 
-    /// Records what is connected to an endpoint now.
-    fn learn(&mut self, key: &ServiceKey, endpoint: u32) {
-        let address = IpAddr::from(key.address);
-        match self.sockets_of(address, &[key.port]) {
-            // The pod's other addresses are other endpoints, with counts of their own.
-            Ok(found) => self.record(found, |local| (local.ip() == address).then_some(endpoint)),
-            Err(error) => {
-                warn!(backend = %SocketAddr::new(address, key.port), %error, "cannot list a pod's connections")
+    /// Where `op`, the next write, shows an endpoint whose connections are to be learned, learns those of all that
+    /// follow without another write in between: a pod's sockets are listed once for all its ports. How many those are.
+    fn learn_first(&mut self, op: &MapOp) -> anyhow::Result<usize> {
+        let mut fresh: BTreeMap<IpAddr, BTreeMap<u16, u32>> = BTreeMap::new();
+        let mut count = 0;
+        for op in std::iter::once(op).chain(&self.pending) {
+            let MapOp::SetEndpoint { key, value } = op else { break };
+            count += 1;
+            let is_there = |value: lb_common::abi::Endpoint| value.flags & endpoint_flags::LEARNING == 0;
+            // What leaves a pod that owns its VIP is not rewritten: there is nothing to be learned.
+            if key.protocol == protocol::TCP && key.interface == 0 && !self.tables.endpoint(key).is_some_and(is_there) {
+                let mut learning = *value;
+                learning.flags |= endpoint_flags::LEARNING;
+                self.tables.apply(&MapOp::SetEndpoint { key: *key, value: learning })?;
+                fresh.entry(key.address.into()).or_default().insert(key.port, value.id);
             }
+        }
+        for (address, endpoints) in fresh {
+            self.learn(address, &endpoints);
+        }
+        Ok(count)
+    }
+
+    /// Records what is connected to the endpoints of an address now, which are given by port.
+    fn learn(&mut self, address: IpAddr, endpoints: &BTreeMap<u16, u32>) {
+        match self.sockets_of(address, &endpoints.keys().copied().collect::<Vec<_>>()) {
+            // The pod's other addresses are other endpoints, with counts of their own.
+            Ok(found) => {
+                let is_here = |local: &SocketAddr| local.ip() == address;
+                self.record(found, |local| endpoints.get(&local.port()).copied().filter(|_| is_here(&local)));
+            }
+            Err(error) => warn!(pod = %address, ports = endpoints.len(), %error, "cannot list a pod's connections"),
         }
     }
 
@@ -184,6 +209,15 @@ impl Engine {
             self.tables.clear_bypass_count(endpoint);
         }
     }
+}
+
+/// Gives freed memory back to the kernel, which the allocator keeps for later: an agent needs as much never again.
+fn release_memory() {
+    // SAFETY: takes no memory that is in use, and has no preconditions.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 fn key_of(connection: &Connection) -> BypassKey {

@@ -20,6 +20,7 @@ mod summary;
 mod undo;
 mod uplinks;
 mod vips;
+mod wanted;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -49,6 +50,7 @@ use self::{
     reload::Source,
     undo::GroChanges,
     uplinks::AttachedUplink,
+    wanted::WantedPods,
 };
 use crate::{
     dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
@@ -81,6 +83,7 @@ const SWEEP_TICKS: u64 = 5;
 /// The agent's state.
 pub struct Engine {
     snapshot: Snapshot,
+    wanted: WantedPods,
     planner: Planner,
     sizes: Sizes,
     object: Ebpf,
@@ -131,7 +134,10 @@ pub struct Engine {
 pub fn run(config: &Path) -> Result<()> {
     privileges::begin()?;
     // Before the file is read: whoever changes it meanwhile is heard.
+    let began = Instant::now();
     let (source, snapshot) = Source::open(config)?;
+    let microseconds = began.elapsed().as_micros() as u64;
+    info!(services = snapshot.services.len(), microseconds, "configuration read");
     guard::check_capabilities()?;
     let found = preflight::approve(&snapshot)?;
     let lock = Lock::take(&snapshot.run_directory)?;

@@ -195,8 +195,7 @@ impl Engine {
     }
 
     pub(super) fn wanted_pods(&self) -> BTreeSet<Wanted> {
-        let services = &self.snapshot.services;
-        services.iter().flat_map(|service| service.backends.iter().map(|b| (b.address, service.rung))).collect()
+        self.wanted.iter().collect()
     }
 
     /// Forgets pods that are wanted no longer, and takes the programs off their interfaces. Called when the maps do not

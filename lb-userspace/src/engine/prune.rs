@@ -215,8 +215,7 @@ impl Engine {
             let all_found = service.slots().is_some_and(|table| {
                 let mut its = clients.iter().map(by_hash);
                 its.all(|slot| {
-                    table.slots()[slot as usize].owner == position.0
-                        || table.history(slot).owners().any(|owner| owner == position)
+                    table.slot(slot).owner == position.0 || table.history(slot).owners().any(|owner| owner == position)
                 })
             });
             let other = |client| if service.is_kept() { by_port(client) } else { by_address(client) };

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
@@ -150,10 +150,11 @@ impl Engine {
     /// Takes a configuration over, or keeps the one before and says why.
     pub(super) fn reload(&mut self, snapshot: Result<Snapshot, ConfigError>) {
         match snapshot.map_err(Into::into).and_then(|wanted| self.try_reload(wanted)) {
-            Ok(()) => {
+            Ok(applied_in) => {
                 self.meter.configured(unix_seconds(), false);
                 self.refusal = None;
-                info!(services = self.snapshot.services.len(), "configuration applied");
+                let microseconds = applied_in.as_micros() as u64;
+                info!(services = self.snapshot.services.len(), microseconds, "configuration applied");
             }
             Err(error) => {
                 let text = failure::describe(&error);
@@ -164,13 +165,15 @@ impl Engine {
         }
     }
 
-    fn try_reload(&mut self, wanted: Snapshot) -> Result<()> {
+    /// Returns how long it took from the parsed configuration on.
+    fn try_reload(&mut self, wanted: Snapshot) -> Result<Duration> {
+        let began = Instant::now();
         check_fixed(&self.snapshot, &wanted)?;
         let found = self.approve_uplinks(&wanted)?;
         self.meter.change_seen(Cause::Configuration, self.started.elapsed());
-        let before = std::mem::replace(&mut self.snapshot, wanted);
+        let before = self.replace_snapshot(wanted);
         if let Err(error) = self.take_over() {
-            self.snapshot = before;
+            self.replace_snapshot(before);
             return Err(match self.take_over() {
                 Ok(()) => error,
                 Err(return_error) => {
@@ -179,7 +182,7 @@ impl Engine {
             });
         }
         self.note_approval(found);
-        Ok(())
+        Ok(began.elapsed())
     }
 
     pub(super) fn take_over(&mut self) -> Result<()> {

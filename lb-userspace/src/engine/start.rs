@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::{
     Engine, detach, flows::Sweeper, guard::Lock, health::Health, opaque::OpaqueEndpoints, preflight::Findings, renew,
+    wanted::WantedPods,
 };
 use crate::{
     dataplane::{
@@ -122,6 +123,7 @@ impl Engine {
         meter.change_seen(Cause::Configuration, Duration::ZERO);
         meter.configured(super::unix_seconds(), true);
         Ok(Self {
+            wanted: WantedPods::new(&begun.snapshot.services),
             planner,
             attached: Attached::new(begun.snapshot.pin_directory.join(LINKS)),
             sizes: begun.sizes,

@@ -1,6 +1,9 @@
 //! TCP sockets of a namespace, through sock_diag(7): who is connected to which port.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SockDiagMessage,
@@ -103,7 +106,9 @@ pub fn connections(local_ports: &[u16], listeners: Listeners) -> Result<Vec<Conn
             _ => None,
         }));
     }
-    found.retain(|connection| local_ports.contains(&connection.local.port()));
+    // A pod may have thousands of both.
+    let wanted: HashSet<u16> = local_ports.iter().copied().collect();
+    found.retain(|connection| wanted.contains(&connection.local.port()));
     found.sort_unstable();
     found.dedup();
     Ok(found)

@@ -125,7 +125,7 @@ impl Planner {
         }
         let mut kept = HashSet::new();
         let mut endpoints = std::mem::take(&mut self.endpoints);
-        for (key, installed) in &mut endpoints {
+        for (key, installed) in endpoints.untracked() {
             let listed = listed.get(&key.to_abi()).map_or(&[][..], Vec::as_slice);
             let found = match key.vip {
                 None => listed.iter().find(|(at, _)| at.interface == 0).copied(),
@@ -196,7 +196,7 @@ impl Planner {
     /// Takes up the endpoint of an installed backend. The older one of two services comes first.
     fn adopt_endpoint(&mut self, service: VipKey, backend: &InstalledBackend) {
         let way = abi::Backend { id: 0, flags: 0, address_change: 0, ..backend.value };
-        let installed = self.endpoints.entry(backend.endpoint).or_insert_with(|| InstalledEndpoint {
+        let installed = self.endpoints.untracked().entry(backend.endpoint).or_insert_with(|| InstalledEndpoint {
             id: way.endpoint,
             value: None,
             key: backend.endpoint.to_abi(),

@@ -19,14 +19,16 @@ use std::{
 
 use lb_common::abi::Slot;
 
-use super::maglev::{self, NO_OWNER, TableSize};
+use super::maglev::TableSize;
 
+mod column;
 mod lists;
 mod positions;
 mod read_back;
 #[cfg(test)]
 mod tests;
 
+use column::Column;
 use lists::Lists;
 pub use lists::{List, OWNERS_MAX};
 pub use positions::{Identity, Position, Positions, PositionsFull};
@@ -100,18 +102,21 @@ struct Earlier {
 #[derive(Clone, Copy, Debug, Default)]
 struct Moved {
     left: [Epoch; OWNERS_MAX],
+    /// 1 + the place of its list.
+    reference: u16,
     /// Bits of owners that had no connection when they were last listed, too early for it to be final.
     silent: u8,
 }
 
 /// The slots of one service with their histories.
 ///
-/// Memory: 4 bytes a slot, at most 100 more for a moved one, and at most 120 a list.
+/// Memory: half a byte a slot with up to 15 backends, a byte with up to 255 and two with more; at most 100 more for a moved
+/// one, and at most 120 a list.
 #[derive(Clone, Debug)]
 pub struct SlotTable {
     size: TableSize,
     limits: Limits,
-    slots: Vec<Slot>,
+    owners: Column,
     moved: BTreeMap<u32, Moved>,
     lists: Lists,
     epoch: Epoch,
@@ -123,7 +128,7 @@ pub struct SlotTable {
 impl SlotTable {
     /// A table of that size which nobody owns anything of.
     pub fn new(size: TableSize, limits: Limits) -> Self {
-        Self { slots: vec![Slot { owner: NO_OWNER, history: 0 }; size.slots()], ..Self::empty(size, limits) }
+        Self { owners: Column::new(size.slots()), ..Self::empty(size, limits) }
     }
 
     /// Without its slots.
@@ -131,7 +136,7 @@ impl SlotTable {
         Self {
             size,
             limits: Limits { owners: limits.owners.min(OWNERS_MAX), ..limits },
-            slots: Vec::new(),
+            owners: Column::new(0),
             moved: BTreeMap::new(),
             lists: Lists::new(limits.lists),
             epoch: Epoch::default(),
@@ -162,8 +167,29 @@ impl SlotTable {
     }
 
     /// What the data plane reads. A history that is not 0 is 1 + the place of a list.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
+    pub fn slots(&self) -> Vec<Slot> {
+        let mut slots: Vec<Slot> = self.owners.iter().map(|owner| Slot { owner, history: 0 }).collect();
+        for (&slot, moved) in &self.moved {
+            slots[slot as usize].history = moved.reference;
+        }
+        slots
+    }
+
+    /// One of these.
+    ///
+    /// # Panics
+    /// Beyond the last slot.
+    pub fn slot(&self, slot: u32) -> Slot {
+        Slot { owner: self.owners.get(slot as usize), history: self.reference(slot) }
+    }
+
+    /// The owner of each slot, or [`NO_OWNER`].
+    pub fn owners(&self) -> impl Iterator<Item = u16> {
+        self.owners.iter()
+    }
+
+    fn reference(&self, slot: u32) -> u16 {
+        self.moved.get(&slot).map_or(0, |moved| moved.reference)
     }
 
     /// The lists that slots refer to, by place.
@@ -191,12 +217,12 @@ impl SlotTable {
     /// # Panics
     /// Beyond the last slot.
     pub fn history(&self, slot: u32) -> List {
-        self.lists.get(self.slots[slot as usize].history)
+        self.lists.get(self.reference(slot))
     }
 
     /// Whether any slot names that position, as owner or earlier owner.
     pub fn refers_to(&self, position: Position) -> bool {
-        self.slots.iter().any(|slot| slot.owner == position.0)
+        self.owners.iter().any(|owner| owner == position.0)
             || self.lists.used().any(|(_, list)| list.owners().any(|owner| owner == position))
     }
 
@@ -217,15 +243,15 @@ impl SlotTable {
         let mut change = Change { grown: self.grow(owners.len()), ..Change::default() };
         let epoch = Epoch(self.epoch.0.saturating_add(1));
         let gone = self.lists.having(|owner| !exists(owner));
-        let has_gone = |slot: Slot| gone.as_ref().is_some_and(|gone| gone[usize::from(slot.history)]);
+        let has_gone = |reference: u16| gone.as_ref().is_some_and(|gone| gone[usize::from(reference)]);
+        let before = self.owners.clone();
         let mut history = Vec::with_capacity(OWNERS_MAX + 1);
-        for (index, &owner) in (0..).zip(owners) {
-            let before = self.slots[index as usize];
-            if before.owner == owner.0 && !has_gone(before) {
+        for ((index, &owner), before) in (0..).zip(owners).zip(before.iter()) {
+            if before == owner.0 && (gone.is_none() || !has_gone(self.reference(index))) {
                 continue;
             }
             history.clear();
-            let displaced = Position(before.owner);
+            let displaced = Position(before);
             if displaced != owner {
                 change.moved += 1;
                 if displaced != Position::NONE && exists(displaced) {
@@ -297,7 +323,7 @@ impl SlotTable {
                 }
                 history.retain(|earlier| !about(earlier));
                 if let Some((reference, is_new)) = self.lists.intern(list_of(&history)) {
-                    let value = Slot { history: reference, ..self.slots[slot as usize] };
+                    let value = Slot { owner: self.owners.get(slot as usize), history: reference };
                     self.set(slot, value, is_new, &history, now, &mut change);
                 }
             }
@@ -316,8 +342,8 @@ impl SlotTable {
             panic!("{slots} owners for {} slots: a table stays as it is or grows by fours", self.size.slots())
         });
         let grown = size > self.size;
-        while self.slots.len() < slots {
-            self.slots = maglev::grow(&self.slots);
+        while self.owners.len() < slots {
+            self.owners = self.owners.grown();
             let children = |(slot, moved)| (0..4).map(move |child| (4 * slot + child, moved));
             self.moved = std::mem::take(&mut self.moved).into_iter().flat_map(children).collect();
             self.lists.quadruple();
@@ -339,7 +365,7 @@ impl SlotTable {
     /// Slots that have this earlier owner.
     fn slots_with(&self, owner: Position) -> Vec<u32> {
         let Some(having) = self.lists.having(|earlier| earlier == owner) else { return Vec::new() };
-        (0..).zip(&self.slots).filter(|(_, slot)| having[usize::from(slot.history)]).map(|(index, _)| index).collect()
+        self.moved.iter().filter(|(_, moved)| having[usize::from(moved.reference)]).map(|(slot, _)| *slot).collect()
     }
 
     /// The last change at a time that `suffices`, and so do all times before; the epoch before the first where none does,
@@ -377,12 +403,13 @@ impl SlotTable {
         if is_new {
             change.lists.push((value.history - 1, self.lists.get(value.history)));
         }
-        let before = std::mem::replace(&mut self.slots[slot as usize], value);
+        let before = self.slot(slot);
+        self.owners.set(slot as usize, value.owner);
         self.lists.release(before.history, now);
         if history.is_empty() {
             self.moved.remove(&slot);
         } else {
-            let mut moved = Moved::default();
+            let mut moved = Moved { reference: value.history, ..Moved::default() };
             for (index, earlier) in history.iter().enumerate() {
                 moved.left[index] = earlier.left;
                 moved.silent |= u8::from(earlier.silent) << index;

@@ -2,6 +2,8 @@
 
 pub mod adopt;
 pub mod diff;
+mod difference;
+mod endpoints;
 pub mod history;
 pub mod ids;
 pub mod maglev;
@@ -11,3 +13,5 @@ pub mod ranges;
 pub mod rebuild;
 pub mod room;
 pub mod service;
+mod tracked;
+mod transaction;

@@ -8,17 +8,19 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, ServiceKey, endpoint_flags};
+use lb_common::abi::{self, ServiceKey};
 use thiserror::Error;
 
 use super::{
+    difference::{Applied, Difference},
     ids::Ids,
     maglev,
     ops::MapOp,
     ranges::{Epoch, Ranges},
     service::{InstalledService, history_entries},
+    tracked::Tracked,
 };
-use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot};
+use crate::model::{Backend, Capacities, Protocol, ReplyMode, Rung, RungChoice, Service};
 
 /// How long something that was taken out of the maps is left alone, because a program may still hold it: programs
 /// run for microseconds.
@@ -47,6 +49,11 @@ impl EndpointKey {
     pub const fn of(service: &Service, backend: &Backend) -> Self {
         let vip = service.rung.owned_vip();
         Self { vip, ..Self::new(backend.address, service.protocol, backend.port) }
+    }
+
+    /// The first of an address, in the order of endpoints.
+    pub(super) const fn first_of(address: IpAddr) -> Self {
+        Self::new(address, Protocol::Tcp, 0)
     }
 
     /// The address that the pod's sockets have.
@@ -147,10 +154,12 @@ pub struct Planner {
     pub(super) capacities: Capacities,
     /// Jiffies in a second, which the times of records are counted in.
     pub(super) hertz: u64,
-    pub(super) services: BTreeMap<VipKey, InstalledService>,
-    pub(super) endpoints: BTreeMap<EndpointKey, InstalledEndpoint>,
+    pub(super) services: Tracked<VipKey, InstalledService>,
+    pub(super) endpoints: Tracked<EndpointKey, InstalledEndpoint>,
     pub(super) tx_ports: BTreeMap<u32, u32>,
-    pub(super) vips: BTreeMap<IpAddr, u32>,
+    /// Endpoints that are reached through each interface.
+    pub(super) port_users: HashMap<u32, usize>,
+    pub(super) vips: Tracked<IpAddr, u32>,
     pub(super) service_ids: Ids,
     pub(super) backend_ids: Ids,
     pub(super) endpoint_ids: Ids,
@@ -163,6 +172,8 @@ pub struct Planner {
     pub(super) leaving: BTreeMap<u32, VipKey>,
     /// Backends that have come so far: [`abi::Member::since`] of the next one.
     pub(super) sequence: u64,
+    /// What the last plan was made from; `None` where that is not known, and everything is looked at.
+    pub(super) applied: Option<Applied>,
 }
 
 impl Planner {
@@ -171,10 +182,11 @@ impl Planner {
         Self {
             capacities,
             hertz: 1000,
-            services: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
+            services: Tracked::default(),
+            endpoints: Tracked::default(),
             tx_ports: BTreeMap::new(),
-            vips: BTreeMap::new(),
+            port_users: HashMap::new(),
+            vips: Tracked::default(),
             service_ids: Ids::new(capacities.services),
             backend_ids: Ids::new(capacities.backends),
             endpoint_ids: Ids::new(capacities.backends),
@@ -185,6 +197,7 @@ impl Planner {
             opaque: BTreeSet::new(),
             leaving: BTreeMap::new(),
             sequence: 0,
+            applied: None,
         }
     }
 
@@ -211,17 +224,17 @@ impl Planner {
     }
 
     /// Installed services.
-    pub const fn services(&self) -> &BTreeMap<VipKey, InstalledService> {
+    pub fn services(&self) -> &BTreeMap<VipKey, InstalledService> {
         &self.services
     }
 
     /// Installed endpoints.
-    pub const fn endpoints(&self) -> &BTreeMap<EndpointKey, InstalledEndpoint> {
+    pub fn endpoints(&self) -> &BTreeMap<EndpointKey, InstalledEndpoint> {
         &self.endpoints
     }
 
     /// Installed VIPs.
-    pub const fn vips(&self) -> &BTreeMap<IpAddr, u32> {
+    pub fn vips(&self) -> &BTreeMap<IpAddr, u32> {
         &self.vips
     }
 
@@ -248,31 +261,28 @@ impl Planner {
         }
     }
 
-    /// The writes that bring the maps to `snapshot`. On an error nothing is planned and nothing changed.
-    pub fn plan(&mut self, snapshot: &Snapshot, places: &Places, now: Duration) -> Result<Vec<MapOp>, PlanError> {
-        let mut next = self.clone();
-        let mut steps = Steps { now, ..Steps::default() };
-        next.remove_services(snapshot, &mut steps);
-        next.place_endpoints(snapshot, places, &mut steps)?;
-        next.write_services(snapshot, &mut steps)?;
-        next.write_endpoints(snapshot, &mut steps);
-        next.drop_endpoints(snapshot, &mut steps);
-        next.count_vips(snapshot, &mut steps);
-        *self = next;
-        let Steps { prepare, endpoints, show, hide, remove, forget, .. } = steps;
-        Ok([hide, prepare, endpoints, show, remove, forget].concat())
+    /// Plans what differs. On an error some of it may be planned: see [`Planner::plan`].
+    pub(super) fn plan_difference(
+        &mut self,
+        difference: &Difference,
+        places: &Places,
+        steps: &mut Steps,
+    ) -> Result<(), PlanError> {
+        let wanted = difference.wanted();
+        self.remove_services(difference, steps);
+        self.place_endpoints(difference, &wanted, places, steps)?;
+        self.write_services(difference, &wanted, steps)?;
+        self.write_endpoints(difference, steps);
+        self.drop_endpoints(difference, steps);
+        self.count_vips(difference, steps);
+        Ok(())
     }
 
-    fn remove_services(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
-        let wanted: BTreeSet<VipKey> = snapshot.services.iter().map(vip_key).collect();
-        let gone: Vec<VipKey> = self.services.keys().filter(|key| !wanted.contains(key)).copied().collect();
-        for key in gone {
-            let Some(service) = self.services.remove(&key) else { continue };
+    fn remove_services(&mut self, difference: &Difference, steps: &mut Steps) {
+        for key in &difference.gone {
+            let Some(service) = self.services.remove(key) else { continue };
             steps.hide.push(MapOp::RemoveService { key: key.to_abi() });
-            self.free_service(key, &service, steps);
-            for endpoint in self.endpoints.values_mut() {
-                endpoint.services.retain(|service| *service != key);
-            }
+            self.free_service(*key, &service, steps);
         }
     }
 
@@ -283,25 +293,43 @@ impl Planner {
     }
 
     /// Endpoints and the ports that lead to them: nothing points to a new one yet.
-    fn place_endpoints(&mut self, snapshot: &Snapshot, places: &Places, steps: &mut Steps) -> Result<(), PlanError> {
-        let mut used = BTreeSet::new();
+    fn place_endpoints(
+        &mut self,
+        difference: &Difference,
+        wanted: &Wanted,
+        places: &Places,
+        steps: &mut Steps,
+    ) -> Result<(), PlanError> {
+        if difference.is_whole {
+            self.port_users.clear();
+        } else {
+            let installed = difference.endpoints.iter().filter_map(|key| self.endpoints.get(key));
+            for way in installed.map(|endpoint| &endpoint.way).filter(|way| way.rung != abi::rung::NONE) {
+                if let Some(users) = self.port_users.get_mut(&way.ifindex) {
+                    *users -= 1;
+                }
+            }
+        }
         let mut seen = BTreeSet::new();
-        for service in &snapshot.services {
+        for service in &difference.services {
             for backend in &service.backends {
                 let key = EndpointKey::of(service, backend);
-                if !seen.insert(key) {
+                if !wanted.contains_key(&key) || !seen.insert(key) {
                     continue;
                 }
                 let place = places.get(&(backend.address, service.rung));
                 let tx_port = match place {
-                    Some(place) => self.tx_port(place.ifindex, &mut used, steps)?,
+                    Some(place) => self.tx_port(place.ifindex, steps)?,
                     None => 0,
                 };
                 self.place_endpoint(key, place, tx_port)?;
             }
         }
-        let stale: Vec<u32> = self.tx_ports.keys().filter(|key| !used.contains(*key)).copied().collect();
+        let users = &self.port_users;
+        let is_used = |ifindex| users.get(ifindex).is_some_and(|users| *users != 0);
+        let stale: Vec<u32> = self.tx_ports.keys().filter(|ifindex| !is_used(ifindex)).copied().collect();
         for key in stale {
+            self.port_users.remove(&key);
             if let Some(id) = self.tx_ports.remove(&key) {
                 steps.remove.push(MapOp::SetTxPort { id, ifindex: 0 });
                 self.tx_port_ids.free(id, steps.now);
@@ -310,8 +338,8 @@ impl Planner {
         Ok(())
     }
 
-    fn tx_port(&mut self, ifindex: u32, used: &mut BTreeSet<u32>, steps: &mut Steps) -> Result<u32, PlanError> {
-        used.insert(ifindex);
+    fn tx_port(&mut self, ifindex: u32, steps: &mut Steps) -> Result<u32, PlanError> {
+        *self.port_users.entry(ifindex).or_default() += 1;
         if let Some(id) = self.tx_ports.get(&ifindex) {
             return Ok(*id);
         }
@@ -341,11 +369,13 @@ impl Planner {
             (way.destination_mac, way.source_mac) = (place.destination_mac, place.source_mac);
             way.netns_id = place.netns_id.unwrap_or(abi::NO_NETNS);
         }
-        match self.endpoints.get_mut(&key) {
+        match self.endpoints.get(&key) {
             Some(installed) if installed.way == way => {}
-            Some(installed) => {
+            Some(_) => {
                 way.generation = generation.wrapping_add(1);
-                installed.way = way;
+                if let Some(installed) = self.endpoints.get_mut(&key) {
+                    installed.way = way;
+                }
             }
             None => {
                 let installed = InstalledEndpoint { id, value: None, key: key.to_abi(), way, services: Vec::new() };
@@ -359,118 +389,69 @@ impl Planner {
         PlanError::Full { what: "another backend", key: "capacities.backends", capacity: self.capacities.backends }
     }
 
-    fn write_services(&mut self, snapshot: &Snapshot, steps: &mut Steps) -> Result<(), PlanError> {
-        let mut wanted: BTreeMap<EndpointKey, Vec<VipKey>> = BTreeMap::new();
-        for service in &snapshot.services {
-            for backend in &service.backends {
-                wanted.entry(EndpointKey::of(service, backend)).or_default().push(vip_key(service));
+    fn write_services(&mut self, difference: &Difference, wanted: &Wanted, steps: &mut Steps) -> Result<(), PlanError> {
+        for key in &difference.endpoints {
+            let Some(installed) = self.endpoints.get(key) else { continue };
+            // The order is that of age: who stays keeps his place, who comes stands last.
+            let services: Vec<VipKey> = wanted.get(key).into_iter().flatten().map(|service| vip_key(service)).collect();
+            let stay = installed.services.iter().filter(|service| services.contains(service));
+            let come = services.iter().filter(|service| !installed.services.contains(service));
+            let mut services: Vec<VipKey> = stay.chain(come).copied().collect();
+            // Nearly all have one, and there are very many.
+            services.shrink_to_fit();
+            if services != installed.services
+                && let Some(installed) = self.endpoints.get_mut(key)
+            {
+                installed.services = services;
             }
         }
-        for (endpoint, installed) in &mut self.endpoints {
-            // The order is that of age: who stays keeps his place, who comes stands last.
-            let services = wanted.remove(endpoint).unwrap_or_default();
-            installed.services.retain(|service| services.contains(service));
-            let come: Vec<VipKey> = services.into_iter().filter(|s| !installed.services.contains(s)).collect();
-            installed.services.extend(come);
-        }
-        let replies: BTreeMap<VipKey, ReplyMode> = snapshot.services.iter().map(|s| (vip_key(s), s.replies)).collect();
-        for service in &snapshot.services {
+        let replies: Replies = difference.services.iter().map(|s| (vip_key(s), s.replies)).collect();
+        for service in &difference.services {
             self.write_service(service, &replies, steps)?;
         }
         Ok(())
     }
 
-    fn write_endpoints(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
-        let replies: BTreeMap<VipKey, ReplyMode> = snapshot.services.iter().map(|s| (vip_key(s), s.replies)).collect();
-        let mut ids: HashMap<(VipKey, EndpointKey), u32> = HashMap::new();
-        for (vip, service) in &self.services {
-            ids.extend(service.backends.iter().map(|backend| ((*vip, backend.endpoint), backend.value.id)));
-        }
-        let (mut moved, mut gone, mut set) = (Vec::new(), Vec::new(), Vec::new());
-        for (key, installed) in &mut self.endpoints {
-            let is_opaque = Self::is_opaque(&self.opaque, key, &installed.way);
-            let opaque = if is_opaque { endpoint_flags::OPAQUE } else { 0 };
-            let value = default_service(installed, &replies).and_then(|default| {
-                Some(abi::Endpoint {
-                    vip: default.address.into(),
-                    vip_port: default.port,
-                    flags: flags_of(installed, &replies) | opaque,
-                    id: installed.id,
-                    backend: *ids.get(&(default, *key))?,
-                    netns_id: installed.way.netns_id,
-                })
-            });
-            // A pod that owns its VIP is known by its interface, and not at all without one.
-            let value = value.filter(|_| key.vip.is_none() || installed.way.ifindex != 0);
-            let at = if key.vip.is_some() { key.to_abi().at(installed.way.ifindex) } else { key.to_abi() };
-            match (installed.value, value) {
-                (Some(_), None) => gone.push(installed.key),
-                (Some(_), Some(_)) if at != installed.key => moved.push(installed.key),
-                _ => {}
-            }
-            if let Some(value) = value.filter(|_| value != installed.value || at != installed.key) {
-                set.push(MapOp::SetEndpoint { key: at, value });
-            }
-            (installed.value, installed.key) = (value, at);
-        }
-        // Before what takes its place, which may need the room.
-        steps.endpoints.extend(self.without_endpoints(&moved));
-        steps.endpoints.extend(set);
-        steps.remove.extend(self.without_endpoints(&gone));
-    }
-
-    /// Takes keys out of `endpoints`, but for those that another endpoint has now: two addresses of one pod are one at
-    /// its interface.
-    fn without_endpoints(&self, keys: &[ServiceKey]) -> Vec<MapOp> {
-        let heir = |key| self.endpoints.values().filter(|other| other.key == key).find_map(|other| other.value);
-        let op = |&key| match heir(key) {
-            Some(value) => MapOp::SetEndpoint { key, value },
-            None => MapOp::RemoveEndpoint { key },
-        };
-        keys.iter().map(op).collect()
-    }
-
-    fn drop_endpoints(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
-        let wanted: BTreeSet<EndpointKey> =
-            snapshot.services.iter().flat_map(|s| s.backends.iter().map(|b| EndpointKey::of(s, b))).collect();
-        let gone: Vec<EndpointKey> = self.endpoints.keys().filter(|key| !wanted.contains(key)).copied().collect();
-        let mut keys = Vec::new();
-        for key in gone {
-            let Some(installed) = self.endpoints.remove(&key) else { continue };
-            keys.extend(installed.value.map(|_| installed.key));
-            self.endpoint_ids.free(installed.id, steps.now);
-        }
-        steps.remove.extend(self.without_endpoints(&keys));
-    }
-
     /// A VIP is one after its first service is there, and no more before the last one goes.
-    fn count_vips(&mut self, snapshot: &Snapshot, steps: &mut Steps) {
-        let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
-        for service in &snapshot.services {
-            *wanted.entry(service.vip).or_default() += 1;
+    fn count_vips(&mut self, difference: &Difference, steps: &mut Steps) {
+        let keys = difference.services.iter().map(|service| service.vip);
+        let mut vips: BTreeSet<IpAddr> = keys.chain(difference.gone.iter().map(|key| key.address)).collect();
+        if difference.is_whole {
+            vips.extend(self.vips.keys());
         }
-        for (&vip, &services) in &wanted {
-            if self.vips.get(&vip) != Some(&services) {
-                steps.show.push(MapOp::SetVip { address: vip.into(), services });
+        for vip in vips {
+            let of_vip = self.services.range(VipKey::first_of(vip)..).take_while(|(key, _)| key.address == vip);
+            match of_vip.count() as u32 {
+                0 if self.vips.remove(&vip).is_some() => {
+                    steps.hide.insert(0, MapOp::SetVip { address: vip.into(), services: 0 });
+                }
+                0 => {}
+                services if self.vips.get(&vip) == Some(&services) => {}
+                services => {
+                    self.vips.insert(vip, services);
+                    steps.show.push(MapOp::SetVip { address: vip.into(), services });
+                }
             }
         }
-        for &vip in self.vips.keys().filter(|vip| !wanted.contains_key(vip)) {
-            steps.hide.insert(0, MapOp::SetVip { address: vip.into(), services: 0 });
-        }
-        self.vips = wanted;
     }
 }
+
+/// By endpoint, the services that want it, in the snapshot's order.
+type Wanted<'a> = BTreeMap<EndpointKey, Vec<&'a Service>>;
+
+/// How replies are recognized, of services that are being written.
+pub(super) type Replies = HashMap<VipKey, ReplyMode>;
 
 /// Writes by the phase in which they are applied.
 #[derive(Default)]
 pub(super) struct Steps {
     pub(super) now: Duration,
-    hide: Vec<MapOp>,
+    pub(super) hide: Vec<MapOp>,
     pub(super) prepare: Vec<MapOp>,
-    endpoints: Vec<MapOp>,
+    pub(super) endpoints: Vec<MapOp>,
     pub(super) show: Vec<MapOp>,
-    remove: Vec<MapOp>,
-    forget: Vec<MapOp>,
+    pub(super) remove: Vec<MapOp>,
+    pub(super) forget: Vec<MapOp>,
 }
 
 /// Entries of `backends`: each service's take the next power of two, twice while they are replaced.
@@ -485,24 +466,6 @@ pub(super) fn vip_key(service: &Service) -> VipKey {
 pub(super) fn table_member(backend: &Backend) -> maglev::Member {
     let weight = if backend.drain { 0 } else { backend.weight };
     maglev::Member { identity: (backend.address, backend.port), weight }
-}
-
-/// Whose replies an endpoint's are where no record says otherwise: the oldest static service, else the oldest recorded.
-pub(super) fn default_service(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>) -> Option<VipKey> {
-    let of_mode = |mode| endpoint.services.iter().find(|service| replies.get(service) == Some(&mode)).copied();
-    of_mode(ReplyMode::Static).or_else(|| of_mode(ReplyMode::Recorded))
-}
-
-fn flags_of(endpoint: &InstalledEndpoint, replies: &BTreeMap<VipKey, ReplyMode>) -> u16 {
-    let mut flags = if endpoint.way.rung == abi::rung::STACK { endpoint_flags::STACK } else { 0 };
-    for service in &endpoint.services {
-        flags |= match replies.get(service) {
-            Some(ReplyMode::Static) => endpoint_flags::STATIC,
-            Some(ReplyMode::Recorded) => endpoint_flags::RECORDED,
-            Some(ReplyMode::None) | None => 0,
-        };
-    }
-    flags
 }
 
 /// Ranges count time in milliseconds.

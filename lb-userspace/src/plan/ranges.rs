@@ -5,7 +5,7 @@
 //! the offset that it loaded before the switch.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     fmt,
 };
 
@@ -57,7 +57,7 @@ pub struct Ranges {
     /// Offsets of the free ranges, by the logarithm of their length. Never both halves of one range.
     free: [BTreeSet<u32>; ORDERS],
     /// Length by offset.
-    used: BTreeMap<u32, u32>,
+    used: HashMap<u32, u32>,
     resting: Vec<(Epoch, Range)>,
 }
 
@@ -70,7 +70,7 @@ impl Ranges {
         let mut ranges = Self {
             capacity,
             free: std::array::from_fn(|_| BTreeSet::new()),
-            used: BTreeMap::new(),
+            used: HashMap::new(),
             resting: Vec::new(),
         };
         let mut offset = 0;

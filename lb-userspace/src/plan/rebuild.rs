@@ -56,13 +56,14 @@ impl Planner {
             slots: Ranges::new(capacities.maglev_slots),
             histories: Ranges::new(history_entries(capacities.maglev_slots)),
             backend_ranges: Ranges::new(backend_entries(&capacities)),
+            applied: None,
             ..self.clone()
         };
         let mut ops: Vec<MapOp> =
             next.tx_ports.iter().map(|(&ifindex, &id)| MapOp::SetTxPort { id, ifindex }).collect();
         // Where none is given back, ranges fit in any order as long as there is room for them in all.
         let mut services = std::mem::take(&mut next.services);
-        for (key, service) in &mut services {
+        for (key, service) in services.untracked() {
             next.place_service(*key, service, &mut ops)?;
         }
         next.services = services;
@@ -128,7 +129,7 @@ fn write_table(table: &Table, ops: &mut Vec<MapOp>) {
     let histories = history_range.map_or(0, |range| range.offset);
     ops.push(MapOp::WriteBackends { offset: backend_range.offset, backends: backends.clone() });
     ops.extend(slots.lists().map(|(place, list)| write_history(histories, place, &list)));
-    ops.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots().to_vec() });
+    ops.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots() });
 }
 
 fn resized(ids: &Ids, (what, key, capacity): (&'static str, &'static str, u32)) -> Result<Ids, RebuildError> {

@@ -5,7 +5,7 @@
 //! ranges and the entry switches to both at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use super::{
     history::{Change, Limits, List, OWNERS_MAX, Position, Positions, SETTLE, SlotTable, by_position},
     maglev::{self, TableSize},
     ops::MapOp,
-    planner::{EndpointKey, PlanError, Planner, Steps, VipKey, default_service, epoch, table_member, vip_key},
+    planner::{EndpointKey, PlanError, Planner, Replies, Steps, VipKey, epoch, table_member, vip_key},
     ranges::Range,
 };
 use crate::model::{Affinity, Protocol, ReplyMode, Service};
@@ -39,6 +39,8 @@ pub struct InstalledService {
     pub(super) table_of: Vec<maglev::Member>,
     /// TCP: affinity came or went, and with it another hash.
     pub(super) rehashed: Option<Rehashed>,
+    /// How replies are recognized; the maps do not say it.
+    pub(super) replies: Option<ReplyMode>,
 }
 
 /// What is not known yet of a service whose slots are chosen by another hash than before.
@@ -144,7 +146,7 @@ impl Planner {
     pub(super) fn write_service(
         &mut self,
         service: &Service,
-        replies: &BTreeMap<VipKey, ReplyMode>,
+        replies: &Replies,
         steps: &mut Steps,
     ) -> Result<(), PlanError> {
         let key = vip_key(service);
@@ -173,6 +175,7 @@ impl Planner {
         }
         // After what they name: a member whose entry has its id is one of the service.
         steps.prepare.extend(members);
+        next.replies = Some(service.replies);
         next.rehash(service, old.as_ref(), steps.now);
         next.value.flags = flags(service, next.rehashed.is_some());
         next.value.affinity = service.affinity.map_or(0, |affinity| ticks(affinity, self.hertz));
@@ -198,6 +201,7 @@ impl Planner {
             size: None,
             table_of: Vec::new(),
             rehashed: None,
+            replies: None,
         })
     }
 
@@ -207,7 +211,7 @@ impl Planner {
         service: &Service,
         positions: &[Position],
         old: Option<&InstalledService>,
-        replies: &BTreeMap<VipKey, ReplyMode>,
+        replies: &Replies,
         steps: &mut Steps,
     ) -> Result<(Vec<InstalledBackend>, Vec<MapOp>), PlanError> {
         let key = vip_key(service);
@@ -230,7 +234,7 @@ impl Planner {
                 }
             };
             let Some(installed) = self.endpoints.get(&endpoint) else { continue };
-            let is_default = default_service(installed, replies).is_none_or(|default| default == key);
+            let is_default = self.default_service(installed, replies).is_none_or(|default| default == key);
             let record = service.replies == ReplyMode::Static && !is_default;
             let drains = service.affinity.is_some() && (backend.drain || backend.weight == 0);
             let opaque = Self::is_opaque(self.opaque(), &endpoint, &installed.way);
@@ -247,8 +251,10 @@ impl Planner {
             }
             backends.push(installed);
         }
-        for backend in known.into_values() {
-            self.free_backend(backend.value.id, key, steps);
+        let mut gone: Vec<u32> = known.into_values().map(|backend| backend.value.id).collect();
+        gone.sort_unstable();
+        for id in gone {
+            self.free_backend(id, key, steps);
         }
         Ok((backends, members))
     }
@@ -282,8 +288,8 @@ impl Planner {
         };
         if !same {
             let mut shares = vec![0u32; service.positions.end()];
-            for slot in slots.slots().iter().filter(|slot| slot.owner != abi::NO_OWNER) {
-                shares[usize::from(slot.owner)] += 1;
+            for owner in slots.owners().filter(|owner| *owner != abi::NO_OWNER) {
+                shares[usize::from(owner)] += 1;
             }
             for backend in &mut service.backends {
                 backend.share = shares[usize::from(backend.position.0)];
@@ -336,7 +342,7 @@ impl Planner {
         let history_range = self.histories.allocate(u32::from(lists_of(size)).max(1)).ok_or(full)?;
         let (backend_range, backends) = self.fresh_backends(service, steps)?;
         steps.prepare.extend(slots.lists().map(|(place, list)| write_history(history_range.offset, place, &list)));
-        steps.prepare.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots().to_vec() });
+        steps.prepare.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots() });
         service.value.slots = slot_range.offset;
         service.value.slots_log2 = size.bits() as u8;
         service.value.histories = history_range.offset;
@@ -381,7 +387,7 @@ impl Planner {
 
     /// What of the tables' own rested until `before` is free again.
     pub(super) fn release_tables(&mut self, before: Duration) {
-        for service in self.services.values_mut() {
+        for service in self.services.untracked().values_mut() {
             let Some(table) = &mut service.table else { continue };
             let slots = Arc::make_mut(&mut table.slots);
             slots.release_before(before);

@@ -18,7 +18,9 @@ impl<const V: usize> IndexWriter<V> {
     fn fill(&mut self, entries: impl Iterator<Item = (ServiceKey, [u64; V])>) {
         for (key, value) in entries {
             let bucket = bucket_of(index::hash(&key, self.seed), self.log2);
-            self.content.entry(bucket).or_default().push((key, value));
+            let content = self.content.entry(bucket).or_default();
+            content.reserve_exact(1);
+            content.push((key, value));
         }
         for (at, bucket) in self.memory.elements().iter().enumerate() {
             let content = self.content.get(&at).into_iter().flatten();

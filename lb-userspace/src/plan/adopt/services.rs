@@ -68,7 +68,7 @@ impl<'a, A: Arrays> Services<'a, A> {
             let key = vip.to_abi();
             let members = members.remove(&key).unwrap_or_default();
             match self.service(vip, value, members) {
-                Ok(service) => drop(self.planner.services.insert(vip, service)),
+                Ok(service) => self.planner.services.insert(vip, service),
                 Err(why) => self.discard(&key, &why),
             }
         }
@@ -106,7 +106,7 @@ impl<'a, A: Arrays> Services<'a, A> {
         let size = table.as_ref().map(|table| table.slots.size());
         // Without what the table is of, the next plan computes it anew: it may be half written.
         let table_of = Vec::new();
-        Ok(InstalledService { value, backends, positions, table, size, table_of, rehashed })
+        Ok(InstalledService { value, backends, positions, table, size, table_of, rehashed, replies: None })
     }
 
     /// The ranges that a service names, and its entries of `backends`.
@@ -227,8 +227,8 @@ impl<'a, A: Arrays> Services<'a, A> {
             self.ops.push(MapOp::UpdateSlots { offset: slot_range.offset, slots: change.slots });
         }
         let mut shares = vec![0u32; positions.end()];
-        for slot in slots.slots().iter().filter(|slot| slot.owner != abi::NO_OWNER) {
-            shares[usize::from(slot.owner)] += 1;
+        for owner in slots.owners().filter(|owner| *owner != abi::NO_OWNER) {
+            shares[usize::from(owner)] += 1;
         }
         for backend in backends {
             backend.share = shares[usize::from(backend.position.0)];
@@ -242,7 +242,7 @@ impl<'a, A: Arrays> Services<'a, A> {
     fn share_endpoints(&mut self) {
         let services = std::mem::take(&mut self.planner.services);
         let mut all: Vec<(u64, &VipKey, &InstalledBackend)> = Vec::new();
-        for (vip, service) in &services {
+        for (vip, service) in services.iter() {
             all.extend(service.backends.iter().map(|backend| (backend.since, vip, backend)));
         }
         all.sort_by_key(|(since, ..)| *since);

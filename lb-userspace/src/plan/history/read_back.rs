@@ -89,7 +89,7 @@ impl SlotTable {
     /// When there are not as many slots as `size` says.
     pub(in crate::plan) fn read_back(
         (size, limits): (TableSize, Limits),
-        slots: Vec<Slot>,
+        mut slots: Vec<Slot>,
         history: impl Fn(u16) -> Option<History>,
         exists: impl Fn(Position) -> bool,
         now: Duration,
@@ -112,21 +112,22 @@ impl SlotTable {
             }
         }
         let mut table = Self {
-            slots,
             lists: Lists::in_use(limits.lists, &references.used()),
             epoch: FIRST,
             changes: VecDeque::from([(FIRST, now)]),
             ..Self::empty(size, limits)
         };
-        let change = table.repair(&broken);
+        let change = table.repair(&broken, &mut slots);
+        table.owners = slots.iter().map(|slot| slot.owner).collect();
         let is_moved = |(_, slot): &(u32, &Slot)| slot.history != 0;
-        let moved = (0..).zip(&table.slots).filter(is_moved);
-        table.moved = moved.map(|(slot, _)| (slot, Moved { left: [FIRST; OWNERS_MAX], silent: 0 })).collect();
+        let of_slot = |slot: &Slot| Moved { left: [FIRST; OWNERS_MAX], reference: slot.history, silent: 0 };
+        let moved = (0..).zip(&slots).filter(is_moved);
+        table.moved = moved.map(|(at, slot)| (at, of_slot(slot))).collect();
         (table, change)
     }
 
     /// Gives slots that are counted for no list an owner, and of these earlier ones those that are others.
-    fn repair(&mut self, broken: &[(u32, Position, List)]) -> Change {
+    fn repair(&mut self, broken: &[(u32, Position, List)], slots: &mut [Slot]) -> Change {
         let mut change = Change::default();
         let mut history = Vec::with_capacity(OWNERS_MAX);
         for &(slot, owner, list) in broken {
@@ -137,8 +138,8 @@ impl SlotTable {
             if is_new {
                 change.lists.push((reference - 1, self.lists.get(reference)));
             }
-            self.slots[slot as usize] = Slot { owner: owner.0, history: reference };
-            change.slots.push((slot, self.slots[slot as usize]));
+            slots[slot as usize] = Slot { owner: owner.0, history: reference };
+            change.slots.push((slot, slots[slot as usize]));
         }
         change
     }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use lb_common::address::Address;
+use lb_common::{abi::endpoint_flags, address::Address};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{Limits, Observation, Uplink, XdpModeChoice},
-    plan::{ops::MapOp, service::InstalledBackend},
+    model::{Limits, Observation, Snapshot, Uplink, XdpModeChoice},
+    plan::{history::SlotTable, ops::MapOp, service::InstalledBackend},
 };
 
 /// The maps, as the programs read them.
@@ -340,6 +340,67 @@ proptest! {
             let endpoints = planner.endpoints().values().filter(|endpoint| endpoint.value.is_some()).count();
             prop_assert_eq!(maps.endpoints.len(), endpoints);
             prop_assert_eq!(planner.plan(&wanted, &places, now).unwrap(), vec![]);
+            planner.applied = None;
+            prop_assert_eq!(planner.plan(&wanted, &places, now).unwrap(), vec![], "nothing was overlooked");
         }
     }
+
+    #[test]
+    fn a_plan_of_the_difference_writes_what_a_plan_of_everything_writes(
+        steps in proptest::collection::vec(any_step(), 1..12)
+    ) {
+        let capacities = Capacities { services: 3, ..CAPACITIES };
+        let mut planner = Planner::new(capacities);
+        let mut now = Duration::ZERO;
+        for (services, hosts, opaque, stack) in steps {
+            now += Duration::from_secs(2);
+            planner.retire(now);
+            let wanted = snapshot(services);
+            let mut places = places(hosts);
+            let stacked: Vec<_> = places.iter().map(|((address, _), place)| (*address, *place)).collect();
+            places.extend(stacked.into_iter().filter(|_| stack).map(|(address, place)| {
+                ((address, RungChoice::Only(Rung::Stack)), Place { rung: Rung::Stack, ..place })
+            }));
+            planner.set_opaque(opaque.into_iter().map(|last| EndpointKey::new(ip(last), Protocol::Tcp, 80)).collect());
+            let mut whole = planner.clone();
+            whole.applied = None;
+            let before = state_of(&planner);
+            let (ops, all) = (planner.plan(&wanted, &places, now), whole.plan(&wanted, &places, now));
+            if ops.is_err() {
+                prop_assert_eq!(state_of(&planner), before, "a plan that fails changes nothing");
+            }
+            prop_assert_eq!(ops, all);
+            whole.applied.clone_from(&planner.applied);
+            prop_assert_eq!(state_of(&planner), state_of(&whole));
+        }
+    }
+}
+
+/// All of a planner, hashes in order.
+fn state_of(planner: &Planner) -> String {
+    let ports: BTreeMap<_, _> = planner.port_users.iter().filter(|(_, users)| **users != 0).collect();
+    let services: Vec<_> =
+        planner.services.values().map(|s| (s.value, &s.backends, s.replies, s.slots().map(SlotTable::slots))).collect();
+    let ids = [&planner.service_ids, &planner.backend_ids, &planner.endpoint_ids, &planner.tx_port_ids];
+    let room = [&planner.slots, &planner.histories, &planner.backend_ranges]
+        .map(|ranges| (ranges.available(), ranges.longest()));
+    format!(
+        "{services:?} {:?} {:?} {:?} {ports:?} {ids:?} {room:?} {:?} {} {:?}",
+        *planner.endpoints, *planner.vips, planner.tx_ports, planner.leaving, planner.sequence, planner.applied
+    )
+}
+
+type Step = (Vec<Service>, Vec<u8>, BTreeSet<u8>, bool);
+
+/// Services in any order, by two rungs; pods that are there; opaque ones; and whether rung `stack` reaches them.
+fn any_step() -> impl Strategy<Value = Step> {
+    let services = (any_services(), any::<[bool; 4]>()).prop_map(|(services, stack)| {
+        let by_rung = |(service, stack)| match stack {
+            true => Service { rung: RungChoice::Only(Rung::Stack), ..service },
+            false => service,
+        };
+        services.into_iter().zip(stack).map(by_rung).collect::<Vec<_>>()
+    });
+    let opaque = proptest::collection::btree_set(1u8..6, 0..3);
+    (services.prop_shuffle(), proptest::collection::vec(1u8..6, 0..6), opaque, any::<bool>())
 }

@@ -6,6 +6,7 @@ mod frames;
 mod lab_programs;
 mod measure;
 mod programs;
+mod scale;
 mod table;
 mod wire;
 
@@ -22,12 +23,13 @@ struct Arguments {
     rounds: u32,
     filter: Option<String>,
     only_wire: bool,
+    only_scale: bool,
 }
 
 /// Rounds on the wire take longer.
 const ROUNDS_PER_WIRE_ROUND: u32 = 5;
 
-const USAGE: &str = "usage: bench [--check] [--rounds N] [--filter PART-OF-A-ROW'S-NAME | --wire]";
+const USAGE: &str = "usage: bench [--check] [--rounds N] [--filter PART-OF-A-ROW'S-NAME | --wire | --scale]";
 
 fn main() -> ExitCode {
     match arguments(std::env::args().skip(1)).and_then(|arguments| run(&arguments)) {
@@ -41,12 +43,13 @@ fn main() -> ExitCode {
 }
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments> {
-    let mut arguments = Arguments { check: false, rounds: 40, filter: None, only_wire: false };
+    let mut arguments = Arguments { check: false, rounds: 40, filter: None, only_wire: false, only_scale: false };
     while let Some(word) = words.next() {
         match word.as_str() {
             "--check" => arguments.check = true,
             "--rounds" => arguments.rounds = words.next().unwrap_or_default().parse()?,
             "--wire" => arguments.only_wire = true,
+            "--scale" => arguments.only_scale = true,
             "--filter" => arguments.filter = words.next(),
             other => bail!("unknown argument {other:?}\n{USAGE}"),
         }
@@ -59,16 +62,19 @@ fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments> {
 fn run(arguments: &Arguments) -> Result<bool> {
     // SAFETY: geteuid has no preconditions and cannot fail.
     ensure!(unsafe { libc::geteuid() } == 0, "the benchmark makes network namespaces and loads eBPF: run it as root");
-    let lab = Lab::new("bench", Options { pods: 1, ..Options::default() })?;
     let mut missed = 0;
-    if !arguments.only_wire {
+    if !arguments.only_wire && !arguments.only_scale {
+        let lab = Lab::new("bench", Options { pods: 1, ..Options::default() })?;
         println!("In the loaded programs, by BPF_PROG_TEST_RUN, net of an empty program:\n");
         missed += programs::measure(&lab, arguments.rounds, arguments.filter.as_deref())?.print();
     }
-    drop(lab);
-    if arguments.filter.is_none() {
+    if arguments.filter.is_none() && !arguments.only_scale {
         println!("\nOn the wire, router to node to pod, UDP of 64 bytes, CPU time with the sender's:\n");
         missed += wire::measure(&mut LabPrograms::load()?, arguments.rounds.div_ceil(ROUNDS_PER_WIRE_ROUND))?.print();
+    }
+    if arguments.filter.is_none() && !arguments.only_wire {
+        println!("\nOne node with 10,000 services and 100,000 backends:\n");
+        missed += scale::measure()?;
     }
     println!("\n{}", if missed == 0 { "all targets reached".to_owned() } else { format!("{missed} targets missed") });
     Ok(missed == 0 || !arguments.check)

@@ -9,7 +9,7 @@ use proptest::{
 };
 
 use super::*;
-use crate::plan::maglev::Member;
+use crate::plan::maglev::{self, Member};
 
 /// How long lists and positions rest.
 const GRACE: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ impl World {
 
     fn is_candidate(&self, session: &Session) -> bool {
         let slot = self.slot(session.hash);
-        self.table.slots()[slot as usize].owner == session.owner.0
+        self.table.slot(slot).owner == session.owner.0
             || self.table.history(slot).owners().any(|owner| owner == session.owner)
     }
 
@@ -154,7 +154,7 @@ impl World {
             }
             Op::Open(hashes) => {
                 for &hash in hashes {
-                    let owner = Position(self.table.slots()[self.slot(hash) as usize].owner);
+                    let owner = Position(self.table.slot(self.slot(hash)).owner);
                     if owner != Position::NONE {
                         self.sessions.push(Session { hash, owner, lands_at: self.now + ms(hash % 999) });
                     }
@@ -215,7 +215,7 @@ impl World {
             move |session| !lost.contains(&session.hash)
         });
         self.maps.write(&change, &self.table, self.now);
-        let columns = self.table.slots().iter().map(|slot| Position(slot.owner));
+        let columns = self.table.owners().map(Position);
         assert!(columns.eq(owners), "the owners are Maglev's");
     }
 
@@ -261,7 +261,7 @@ impl World {
     fn assert_sound(&self) {
         let limits = self.limits;
         for slot in 0..self.table.size().slots() as u32 {
-            let owner = Position(self.table.slots()[slot as usize].owner);
+            let owner = Position(self.table.slot(slot).owner);
             let list = self.table.history(slot);
             let owners: BTreeSet<_> = list.owners().collect();
             assert!(owners.len() <= limits.owners && owners.len() == usize::from(list.count), "{list:?}");
