@@ -187,10 +187,10 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
     unsafe { UPLINKS.get(ifindex) }.copied()
 }
 
-/// The maps as `steer` and `reply` see them, with the settings at hand.
+/// The maps as `steer` and `reply` see them, with the settings at hand, which the agent may change meanwhile.
 pub struct Maps {
     context: *mut c_void,
-    /// What the agent may change while the programs run.
+    /// See [`Settings`].
     pub settings: &'static Settings,
     vip_filter: &'static index::Filter,
     /// Read once, so that what is computed from it is computed once.
@@ -451,8 +451,7 @@ impl Sessions for Maps {
 
     #[inline(always)]
     fn has_bypasses(&self, endpoint: u32) -> bool {
-        let has = ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0);
-        has || earlier::has_bypasses()
+        ENDPOINT_BYPASSES.get(endpoint).is_some_and(|count| count.count.load() != 0) || earlier::has_bypasses()
     }
 
     #[inline(always)]

@@ -121,20 +121,20 @@ impl Engine {
                 continue;
             }
             let subject = &report.target.subject;
-            let (address, check, error) = (subject.address, subject.probe.name(), report.last_error.as_deref());
+            let (pod, check, error) = (subject.address, subject.probe.name(), report.last_error.as_deref());
             let health = &mut self.health;
             changed |= match report.verdict {
                 Verdict::Unhealthy => {
                     let is_news = health.failed.insert(Arc::clone(&report.target));
                     if is_news {
-                        warn!(%address, check, error, "health check failed: no new connections");
+                        warn!(%pod, check, error, "health check failed: no new connections");
                     }
                     is_news
                 }
                 Verdict::Unknown | Verdict::Healthy => {
                     let is_news = health.failed.remove(&report.target);
                     if is_news {
-                        info!(%address, check, "health check passes again");
+                        info!(%pod, check, "health check passes again");
                     }
                     is_news
                 }

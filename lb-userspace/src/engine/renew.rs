@@ -29,7 +29,7 @@ use crate::{
 /// changed.
 pub(super) fn prepare(begun: &Begun, how: &str) -> Result<()> {
     let directory = &begun.snapshot.pin_directory;
-    info!(how, "the data plane of an earlier agent is carried over to new maps");
+    info!(reason = how, "the data plane of an earlier agent is carried over to new maps");
     let filled = fill(begun).context("the data plane of an earlier agent cannot be carried over, and goes on");
     if filled.is_err() {
         // The error that is returned matters more than one of tidying up.
