@@ -95,7 +95,12 @@ impl Engine {
                 continue;
             };
             let configured = self.snapshot.uplinks.iter().find(|uplink| uplink.interface == link.name);
-            let fits = |uplink: &&Uplink| (uplink.mode == XdpModeChoice::Generic) == (mode == AttachMode::Generic);
+            // What `auto` has come to is not tried again: the program would be gone meanwhile.
+            let fits = |uplink: &&Uplink| match uplink.mode {
+                XdpModeChoice::Auto => true,
+                XdpModeChoice::Native => mode != AttachMode::Generic,
+                XdpModeChoice::Generic => mode == AttachMode::Generic,
+            };
             let as_it_is = || {
                 let mode = if mode == AttachMode::Generic { XdpModeChoice::Generic } else { XdpModeChoice::Native };
                 Uplink { interface: link.name.clone(), mode }
