@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     DataPlaneError, bpffs,
-    object::{CALLS, EARLIER, Shapes},
+    object::{CALLS, EARLIER, Shape, Shapes},
 };
 
 /// The map that says which data plane the others are.
@@ -64,23 +64,32 @@ pub fn look(maps: &Path, wanted: &Shapes) -> Result<Left, DataPlaneError> {
         let path = maps.join(name);
         let info =
             MapInfo::from_pin(&path).map_err(|error| foreign(&path, format!("cannot be read as a map: {error}")))?;
-        if [info.key_size(), info.value_size()] != wanted[..2] {
-            let [key, value, _] = wanted;
-            let (other_key, other_value) = (info.key_size(), info.value_size());
-            return Err(foreign(
-                &path,
-                format!(
-                    "keys and values have {other_key} and {other_value} bytes, not {key} and {value} as in ABI {ABI_VERSION}"
-                ),
-            ));
+        if let Some(what) = difference(&info, wanted) {
+            return Err(foreign(&path, what));
         }
-        if info.max_entries() != wanted[2] {
-            differ.push(format!("{name} has room for {}, not for {}", info.max_entries(), wanted[2]));
+        if info.max_entries() != wanted.entries {
+            differ.push(format!("{name} has room for {}, not for {}", info.max_entries(), wanted.entries));
         }
     }
     Ok(match differ.is_empty() {
         true => Left::Same,
         false => Left::Other { about: Some(about), how: differ.join(", ") },
+    })
+}
+
+/// How a map differs from every map of this ABI by that name.
+fn difference(info: &MapInfo, wanted: &Shape) -> Option<String> {
+    let kind = info.map_type().ok().map(|kind| kind as u32);
+    if kind != Some(wanted.kind) {
+        let kind = kind.map_or_else(|| "unknown".into(), |kind| kind.to_string());
+        return Some(format!("its type is {kind}, not {} as in ABI {ABI_VERSION}", wanted.kind));
+    }
+    let (key, value) = (info.key_size(), info.value_size());
+    ((key, value) != (wanted.key, wanted.value)).then(|| {
+        format!(
+            "keys and values have {key} and {value} bytes, not {} and {} as in ABI {ABI_VERSION}",
+            wanted.key, wanted.value
+        )
     })
 }
 

@@ -72,7 +72,7 @@ impl Engine {
             settle(&pins, &engine.snapshot.pin_directory)?;
         }
         engine.tables.sign(BUILD)?;
-        engine.adopt_uplinks(&links);
+        engine.adopt_uplinks(&links)?;
         engine.adopt_undos(&links);
         engine.adopt_opaque();
         engine.adopt_pods(&links)?;
@@ -89,7 +89,7 @@ impl Engine {
     }
 
     /// Uplinks that have their programs. One that is configured no longer is released by the next plan.
-    fn adopt_uplinks(&mut self, links: &Links) {
+    fn adopt_uplinks(&mut self, links: &Links) -> Result<()> {
         for ifindex in self.attached.interfaces() {
             let (Some(mode), Some(link)) = (self.attached.uplink_mode(ifindex), links.by_index(ifindex)) else {
                 continue;
@@ -112,6 +112,8 @@ impl Engine {
         let order: Vec<&str> = self.snapshot.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();
         let place = |uplink: &AttachedUplink| order.iter().position(|name| *name == uplink.wanted.interface);
         self.uplinks.sort_by_key(|uplink| place(uplink).unwrap_or(usize::MAX));
+        let here: Vec<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
+        Ok(self.tables.keep_uplinks(&here)?)
     }
 
     /// What earlier agents have found opaque stays so for as long as its pod lives.

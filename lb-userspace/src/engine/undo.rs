@@ -121,20 +121,41 @@ impl Engine {
         }
     }
 
-    /// Takes over what earlier agents have noted of the pods that are here.
+    /// Takes over what earlier agents have noted of the pods and uplinks that are here.
     pub(super) fn adopt_undos(&mut self, links: &Links) {
         let noted = self.tables.undos();
-        let of_pods: Vec<UndoKey> = noted.into_iter().map(|(key, _)| key).filter(|key| key.netns_cookie != 0).collect();
+        let (own, of_pods): (Vec<_>, Vec<_>) = noted.into_iter().partition(|(key, _)| key.netns_cookie == 0);
+        for (key, was_on) in own {
+            self.adopt_own_undo(links, &key, was_on);
+        }
         if of_pods.is_empty() {
             return;
         }
         let cookies = self.cookies(links);
-        for key in of_pods {
+        for (key, _) in of_pods {
             match cookies.get(&key.netns_cookie) {
-                Some(netns_id) => drop(self.gro_changes.insert(key, *netns_id)),
+                Some(netns_id) if key.setting == setting::GRO => drop(self.gro_changes.insert(key, *netns_id)),
+                Some(_) => {}
                 None => self.forget_undo(&key),
             }
         }
+    }
+
+    /// What is noted of an uplink stays noted while it is one. Attaching it may have been cut short, and the configuration
+    /// may name it no longer.
+    fn adopt_own_undo(&mut self, links: &Links, key: &UndoKey, was_on: bool) {
+        let link = links.by_index(key.ifindex);
+        let is_wanted = |name: &str| self.snapshot.uplinks.iter().any(|uplink| uplink.interface == name);
+        if self.uplinks.iter().any(|uplink| uplink.ifindex == key.ifindex) || link.is_some_and(|l| is_wanted(&l.name)) {
+            return;
+        }
+        if let (Some(link), Ok(ethtool), Some(offload)) = (link, Ethtool::open(), offload_of(key.setting))
+            && let Err(error) = ethtool.set(&link.name, offload, was_on)
+        {
+            warn!(%error, interface = link.name, offload = offload.name(), "an offload stays as it is");
+            return;
+        }
+        self.forget_undo(key);
     }
 
     /// The pods' namespaces by cookie.
