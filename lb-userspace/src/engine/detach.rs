@@ -16,7 +16,7 @@ use lb_common::agent::UndoKey;
 use super::{guard::Lock, undo::offload_of, vips};
 use crate::{
     dataplane::{
-        bpffs::{self, LINKS, MAPS},
+        bpffs::{self, LINKS, MAP_DIRECTORIES, MAPS},
         tables::read_undos,
     },
     net::{
@@ -58,7 +58,13 @@ pub fn run(pins: &Path, run_directory: &Path, tell: &mut dyn FnMut(&str)) -> Res
 
 /// The same for what is pinned; the caller has claimed the directory.
 pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
-    let undos = read_undos(&pins.join(MAPS))?;
+    // An agent may have been killed while maps changed places.
+    let mut undos = BTreeMap::new();
+    for part in MAP_DIRECTORIES {
+        for (key, was_on) in read_undos(&pins.join(part))? {
+            undos.entry(key).or_insert(was_on);
+        }
+    }
     for link in bpffs::entries(&pins.join(LINKS))? {
         let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // What is no link, or leads nowhere, only loses its pin.
@@ -66,7 +72,7 @@ pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
             tell(&format!("detached {name}"));
         }
     }
-    put_back(undos, tell)?;
+    put_back(&undos, tell)?;
     withdraw_vips(tell)?;
     let maps = bpffs::entries(&pins.join(MAPS))?.len();
     bpffs::remove(pins).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
@@ -75,7 +81,7 @@ pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
 }
 
 /// Puts interfaces' settings back as they were.
-fn put_back(undos: Vec<(UndoKey, bool)>, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn put_back(undos: &BTreeMap<UndoKey, bool>, tell: &mut dyn FnMut(&str)) -> Result<()> {
     if undos.is_empty() {
         return Ok(());
     }
@@ -83,7 +89,7 @@ fn put_back(undos: Vec<(UndoKey, bool)>, tell: &mut dyn FnMut(&str)) -> Result<(
     let links = links::snapshot(&mut netlink)?;
     let mut namespaces = Namespaces::default();
     let pods = cookies(&links, &mut netlink, &mut namespaces);
-    for (key, was_on) in undos {
+    for (&key, &was_on) in undos {
         let Some(offload) = offload_of(key.setting) else { continue };
         let done = match key.netns_cookie {
             0 => links.by_index(key.ifindex).map(|link| {

@@ -23,6 +23,7 @@ use crate::{
         DataPlaneError,
         bpffs::{self, LINKS, MAPS, PinDirectory},
         capacity::Sizes,
+        earlier::restore_unused,
         object::{self, Clock, Pins},
         pinned::{self, Left},
         programs::Attached,
@@ -54,6 +55,9 @@ impl Engine {
             info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
         }
         let begun = Begun { config, snapshot, lock, pin_directory, sizes };
+        if restore_unused(&pins)? {
+            warn!("an earlier agent was about to carry the data plane over to new maps: this begins anew");
+        }
         match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
             Left::Same => Self::adopt(begun),
             Left::Nothing => Self::make(begun),
