@@ -13,7 +13,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lb_common::agent::UndoKey;
 
-use super::{guard::Lock, undo::offload_of, vips};
+use super::{
+    guard::Lock,
+    undo::{offload_of, raised_by},
+    vips,
+};
 use crate::{
     dataplane::{
         bpffs::{self, LINKS, MAP_DIRECTORIES, MAPS},
@@ -72,8 +76,8 @@ pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
             tell(&format!("detached {name}"));
         }
     }
-    put_back(&undos, tell)?;
     withdraw_vips(tell)?;
+    put_back(&undos, tell)?;
     let maps = bpffs::entries(&pins.join(MAPS))?.len();
     bpffs::remove(pins).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
     tell(&format!("removed {maps} pinned maps from {}", pins.display()));
@@ -90,6 +94,13 @@ fn put_back(undos: &BTreeMap<UndoKey, bool>, tell: &mut dyn FnMut(&str)) -> Resu
     let mut namespaces = Namespaces::default();
     let pods = cookies(&links, &mut netlink, &mut namespaces);
     for (&key, &was_on) in undos {
+        if let (Some(raised), Some(netns_id)) = (raised_by(key.setting), pods.get(&key.netns_cookie)) {
+            let netns = namespaces.find(&mut netlink, *netns_id);
+            match netns.and_then(|netns| loopback::lower_unused(&netns, raised)) {
+                Ok(_) | Err(NetError::NoNamespace { .. }) => {}
+                Err(error) => bail!("cannot lower a pod's settings again: {error}; run `sluice detach` again"),
+            }
+        }
         let Some(offload) = offload_of(key.setting) else { continue };
         let done = match key.netns_cookie {
             0 => links.by_index(key.ifindex).map(|link| {

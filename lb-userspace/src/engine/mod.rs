@@ -40,7 +40,7 @@ use self::{
     opaque::OpaqueEndpoints,
     pods::{Finding, Wanted},
     start::settings,
-    undo::GroChanges,
+    undo::{ArpChanges, GroChanges},
     uplinks::AttachedUplink,
 };
 use crate::{
@@ -81,6 +81,7 @@ pub struct Engine {
     namespaces: Namespaces,
     findings: BTreeMap<Wanted, Finding>,
     gro_changes: GroChanges,
+    arp_changes: ArpChanges,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
     /// Earlier owners of slots that have no interface, and since when by the agent's clock.

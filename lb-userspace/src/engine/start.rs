@@ -129,6 +129,7 @@ impl Engine {
             namespaces: Namespaces::default(),
             findings: BTreeMap::new(),
             gro_changes: BTreeMap::new(),
+            arp_changes: BTreeMap::new(),
             followed: BTreeMap::new(),
             away: BTreeMap::new(),
             listed_to: None,

@@ -10,14 +10,31 @@ use super::{Engine, uplinks::AttachedUplink};
 use crate::{
     dataplane::DataPlaneError,
     net::{
-        NetnsId,
+        Error as NetError, NetnsId,
         ethtool::{Ethtool, Offload, get_in, set_in},
         links::{Links, PodInterface},
+        loopback::{self, Raised},
+        netns::Netns,
     },
 };
 
 /// Pods' interfaces whose GRO was turned on, and where each is.
 pub(super) type GroChanges = BTreeMap<UndoKey, NetnsId>;
+
+/// By cookie, pods' namespaces whose settings were raised for VIPs, and where each is.
+pub(super) type ArpChanges = BTreeMap<u64, (NetnsId, Raised)>;
+
+const ARP: [(u32, Raised); 2] =
+    [(setting::ARP_IGNORE, loopback::ARP_IGNORE), (setting::ARP_ANNOUNCE, loopback::ARP_ANNOUNCE)];
+
+/// The setting of a pod that a journal entry is about, where it is one that was raised for a VIP.
+pub(super) fn raised_by(number: u32) -> Option<Raised> {
+    ARP.into_iter().find(|(setting, _)| *setting == number).map(|(_, raised)| raised)
+}
+
+fn of_lo(netns_cookie: u64, setting: u32) -> UndoKey {
+    UndoKey { netns_cookie, ifindex: loopback::LOOPBACK, setting }
+}
 
 /// The offload that a journal entry is about; `None` for a setting that this agent does not know.
 pub(super) const fn offload_of(number: u32) -> Option<Offload> {
@@ -82,6 +99,45 @@ impl Engine {
         }
     }
 
+    /// Notes what of a pod's settings is about to be raised for its first VIP, and gives all that agents have raised there.
+    pub(super) fn note_arp(&mut self, netns: &Netns, netns_id: NetnsId) -> anyhow::Result<Raised> {
+        let (cookie, low) = (netns.cookie()?, loopback::to_raise(netns)?);
+        for (setting, _) in ARP.into_iter().filter(|(_, raised)| low & raised != 0) {
+            self.tables.note_undo(of_lo(cookie, setting), false)?;
+        }
+        let change = self.arp_changes.entry(cookie).or_insert((netns_id, 0));
+        change.1 |= low;
+        Ok(change.1)
+    }
+
+    /// Lowers pods' settings again where no VIP is left, however it went: withdrawn by the agent, or removed by hand.
+    pub(super) fn restore_arp(&mut self, links: &Links) {
+        let has_vip = |pod: &PodInterface| pod.loopback.iter().any(|vip| vip.is_assigned && vip.address.is_ipv4());
+        let in_use: BTreeSet<NetnsId> = links.pods.iter().filter(|pod| has_vip(pod)).map(|pod| pod.netns_id).collect();
+        let unused: Vec<(u64, (NetnsId, Raised))> =
+            self.arp_changes.iter().filter(|(_, (id, _))| !in_use.contains(id)).map(|(k, v)| (*k, *v)).collect();
+        for (cookie, (netns_id, raised)) in unused {
+            let netns = self.namespaces.find(&mut self.netlink, netns_id);
+            let done = netns.and_then(|netns| match netns.cookie()? == cookie {
+                true => loopback::lower_unused(&netns, raised),
+                false => Ok(true),
+            });
+            match done {
+                Ok(false) => continue,
+                // A pod that is gone has taken its settings along.
+                Ok(true) | Err(NetError::NoNamespace { .. }) => {}
+                Err(error) => {
+                    warn!(%error, "arp_ignore and arp_announce of a pod stay raised");
+                    continue;
+                }
+            }
+            self.arp_changes.remove(&cookie);
+            for (setting, _) in ARP {
+                self.forget_undo(&of_lo(cookie, setting));
+            }
+        }
+    }
+
     /// Switches an offload of an uplink off, if the driver has it.
     pub(super) fn switch_off(&mut self, uplink: &AttachedUplink, offload: Offload) -> Result<(), DataPlaneError> {
         let interface = &uplink.wanted.interface;
@@ -135,7 +191,10 @@ impl Engine {
         for (key, _) in of_pods {
             match cookies.get(&key.netns_cookie) {
                 Some(netns_id) if key.setting == setting::GRO => drop(self.gro_changes.insert(key, *netns_id)),
-                Some(_) => {}
+                Some(netns_id) => {
+                    let change = self.arp_changes.entry(key.netns_cookie).or_insert((*netns_id, 0));
+                    change.1 |= raised_by(key.setting).unwrap_or(0);
+                }
                 None => self.forget_undo(&key),
             }
         }

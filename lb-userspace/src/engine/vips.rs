@@ -40,10 +40,7 @@ impl Engine {
     pub(super) fn own_vip(&mut self, pod: &PodInterface, vip: IpAddr, assign: bool) -> Result<VipOnLo, String> {
         match vip_on_lo(pod, vip) {
             VipOnLo::Missing if assign => {
-                let netns = self.namespaces.find(&mut self.netlink, pod.netns_id);
-                netns
-                    .and_then(|netns| loopback::assign(&netns, vip))
-                    .map_err(|error| format!("VIP not on lo: {error}"))?;
+                self.put_vip(pod, vip).map_err(|error| format!("VIP not on lo: {error}"))?;
                 info!(%vip, interface = pod.host_name, "VIP put on a pod's lo");
                 Ok(VipOnLo::Agent)
             }
@@ -56,6 +53,12 @@ impl Engine {
             }
             there => Ok(there),
         }
+    }
+
+    fn put_vip(&mut self, pod: &PodInterface, vip: IpAddr) -> anyhow::Result<()> {
+        let netns = self.namespaces.find(&mut self.netlink, pod.netns_id)?;
+        let raised = if vip.is_ipv4() { self.note_arp(&netns, pod.netns_id)? } else { 0 };
+        Ok(loopback::assign(&netns, vip, raised)?)
     }
 
     /// Takes VIPs from pods that no service wants there any more. Called when the maps do not lead to them any more.
@@ -75,6 +78,7 @@ impl Engine {
         for (netns_id, vip) in assigned(links).into_iter().filter(|(netns_id, vip)| !is_wanted(*netns_id, *vip)) {
             self.withdraw_vip(netns_id, vip);
         }
+        self.restore_arp(links);
     }
 
     fn withdraw_vip(&mut self, netns_id: NetnsId, vip: IpAddr) {
