@@ -289,24 +289,29 @@ fn check_owner(directory: &Path) -> io::Result<()> {
 }
 
 /// Detaches an agent's programs and removes its pins, which takes down maps that nothing else holds. The mark goes
-/// last: what is left of a removal that was cut short is still an agent's.
-pub fn remove(directory: &Path) -> io::Result<()> {
-    clear(directory)?;
-    for part in PARTS {
-        remove_pins(&directory.join(part))?;
+/// last: what is left of a removal that was cut short is still an agent's. `foreign` pins stay.
+pub fn remove(directory: &Path, foreign: &[PathBuf]) -> io::Result<()> {
+    clear(directory, foreign)?;
+    for part in PARTS.map(|part| directory.join(part)) {
+        if !foreign.iter().any(|pin| pin.parent() == Some(&part)) {
+            remove_pins(&part)?;
+        }
     }
     let is_own_mount = fs::symlink_metadata(directory.join(MOUNTED)).is_ok();
     gone(fs::remove_file(directory.join(MOUNTED)))?;
     gone(fs::remove_file(directory.join(OWNER)))?;
-    if is_own_mount {
+    if is_own_mount && is_empty(directory).is_ok() {
         unmount(directory)?;
     }
     Ok(())
 }
 
-/// Detaches an agent's programs and removes its pins; the directory stays the agent's.
-pub fn clear(directory: &Path) -> io::Result<()> {
-    for link in entries(&directory.join(LINKS))? {
+/// Detaches an agent's programs and removes its pins; the directory stays the agent's, and `foreign` pins in it stay.
+pub fn clear(directory: &Path, foreign: &[PathBuf]) -> io::Result<()> {
+    let own = |part: &str| -> io::Result<Vec<PathBuf>> {
+        Ok(entries(&directory.join(part))?.into_iter().filter(|pin| !foreign.contains(pin)).collect())
+    };
+    for link in own(LINKS)? {
         // What is no link is removed all the same.
         let _ = detach(&link);
         gone(fs::remove_file(&link))?;
@@ -314,7 +319,7 @@ pub fn clear(directory: &Path) -> io::Result<()> {
     for part in [MAPS_NEW, MAPS_OLDER, MAPS_OLD] {
         remove_pins(&directory.join(part))?;
     }
-    for pin in entries(&directory.join(MAPS))? {
+    for pin in own(MAPS)? {
         gone(fs::remove_file(&pin))?;
     }
     Ok(())
@@ -366,7 +371,7 @@ mod tests {
         assert!(refusal.contains("`maps` is there"), "{refusal}");
         symlink(OWNER_TARGET, directory.join(OWNER)).unwrap();
         check_owner(&directory).unwrap();
-        remove(&directory).unwrap();
+        remove(&directory, &[]).unwrap();
         is_empty(&directory).unwrap();
         fs::remove_dir(&directory).unwrap();
     }

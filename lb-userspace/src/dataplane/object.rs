@@ -21,6 +21,7 @@ use lb_common::{
 use tracing::warn;
 
 use super::{DataPlaneError, bpffs, capacity::Sizes, earlier::Beside, signals::BlockedSignals, summed::Summed};
+use crate::model::Capacities;
 
 /// The object that `cargo xtask build` put into this program.
 #[cfg(sluice_ebpf_object)]
@@ -119,6 +120,13 @@ pub fn shapes(sizes: &Sizes) -> Result<Shapes, DataPlaneError> {
         Some((name, Shape { kind: map.map_type(), key: map.key_size(), value: map.value_size(), entries }))
     };
     Ok(object.maps.into_iter().filter_map(shape).collect())
+}
+
+/// Whether a load pins a map by this name.
+pub fn is_map(name: &str) -> bool {
+    let of_load = |map: &str| name.strip_prefix(map).is_some_and(|rest| rest.starts_with('-'));
+    let sizes = Sizes::new(&Capacities::default());
+    sizes.maps(1).iter().any(|(map, ..)| *map == name) || CALLS.into_iter().any(of_load)
 }
 
 fn bytes() -> Result<Cow<'static, [u8]>, DataPlaneError> {

@@ -1,6 +1,6 @@
 //! What an earlier agent has left pinned, and whether this one may adopt it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
 use lb_common::{
@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     DataPlaneError, bpffs,
-    object::{CALLS, EARLIER, Shape, Shapes},
+    object::{self, CALLS, EARLIER, Shape, Shapes},
 };
 
 /// The map that says which data plane the others are.
@@ -91,6 +91,31 @@ fn difference(info: &MapInfo, wanted: &Shape) -> Option<String> {
             wanted.key, wanted.value
         )
     })
+}
+
+/// Pins among an agent's that no agent has made: another name in `links` than of one of its programs, and in `maps` than of
+/// one of its maps. Maps of another ABI may have any names; there, only what is no map is somebody else's.
+pub fn foreign(directory: &Path) -> Result<Vec<PathBuf>, DataPlaneError> {
+    let entries = |part: &str| {
+        let path = directory.join(part);
+        bpffs::entries(&path).map_err(|source| DataPlaneError::PinDirectory {
+            path,
+            what: "looking at what is pinned",
+            source,
+            advice: "",
+        })
+    };
+    let name = |pin: &Path| pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_other = |about: About| about.abi_version != ABI_VERSION;
+    let knows_all = !about(&directory.join(bpffs::MAPS)).is_ok_and(|about| about.is_some_and(is_other));
+    let is_map = |pin: &Path| match knows_all {
+        true => object::is_map(&name(pin)),
+        false => MapInfo::from_pin(pin).is_ok(),
+    };
+    let mut foreign = entries(bpffs::LINKS)?;
+    foreign.retain(|pin| !name(pin).starts_with("sluice_"));
+    foreign.extend(entries(bpffs::MAPS)?.into_iter().filter(|pin| !is_map(pin)));
+    Ok(foreign)
 }
 
 /// What the maps say of themselves; `None` where they are not complete, or there are none.

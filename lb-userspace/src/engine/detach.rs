@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     dataplane::{
         bpffs::{self, LINKS, MAP_DIRECTORIES, MAPS},
+        pinned,
         tables::read_undos,
     },
     net::{
@@ -69,7 +70,9 @@ pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
             undos.entry(key).or_insert(was_on);
         }
     }
-    for link in bpffs::entries(&pins.join(LINKS))? {
+    let foreign = pinned::foreign(pins)?;
+    let own = |pin: &PathBuf| !foreign.contains(pin);
+    for link in bpffs::entries(&pins.join(LINKS))?.into_iter().filter(own) {
         let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // What is no link, or leads nowhere, only loses its pin.
         if bpffs::detach(&link).is_ok() {
@@ -78,9 +81,12 @@ pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
     }
     withdraw_vips(tell)?;
     put_back(&undos, tell)?;
-    let maps = bpffs::entries(&pins.join(MAPS))?.len();
-    bpffs::remove(pins).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
+    let maps = bpffs::entries(&pins.join(MAPS))?.into_iter().filter(own).count();
+    bpffs::remove(pins, &foreign).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
     tell(&format!("removed {maps} pinned maps from {}", pins.display()));
+    for pin in &foreign {
+        tell(&format!("left {}, which no agent has made", pin.display()));
+    }
     Ok(())
 }
 

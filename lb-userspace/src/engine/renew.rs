@@ -20,6 +20,7 @@ use crate::{
         bpffs::{self, MAPS, MAPS_NEW, MAPS_OLD, MAPS_OLDER},
         earlier::{Carried, Earlier},
         object::{self, Clock, Pins},
+        pinned,
         tables::{Tables, read_undos},
     },
     plan::planner::Planner,
@@ -29,6 +30,11 @@ use crate::{
 /// changed.
 pub(super) fn prepare(begun: &Begun, how: &str) -> Result<()> {
     let directory = &begun.snapshot.pin_directory;
+    // The directory changes its name.
+    let foreign = pinned::foreign(directory)?.into_iter().find(|pin| pin.parent() == Some(&directory.join(MAPS)));
+    if let Some(pin) = foreign {
+        bail!("{} is no agent's: move it elsewhere, so that the data plane can be carried over ({how})", pin.display());
+    }
     info!(how, "the data plane of an earlier agent is carried over to new maps");
     let filled = fill(begun).context("the data plane of an earlier agent cannot be carried over, and goes on");
     if filled.is_err() {

@@ -77,7 +77,7 @@ impl Engine {
         let pins = begun.snapshot.pin_directory.clone();
         // What must be undone is not forgotten with the rest.
         let undos = read_undos(&pins.join(MAPS))?;
-        bpffs::clear(&pins).map_err(|source| DataPlaneError::PinDirectory {
+        bpffs::clear(&pins, &pinned::foreign(&pins)?).map_err(|source| DataPlaneError::PinDirectory {
             path: pins.clone(),
             what: "removing what an earlier agent left",
             source,
