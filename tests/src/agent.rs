@@ -125,7 +125,8 @@ impl Agent {
         Ok(agent)
     }
 
-    fn launch(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
+    /// Starts the agent, and waits for nothing.
+    pub fn launch(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
         let (configuration, command) = prepare(lab, yaml)?;
         let process = Process::start("sluice agent", &mut change(command))?;
         let (pins, runtime) = paths(lab);
@@ -291,7 +292,8 @@ pub fn detach(lab: &Lab) -> Result<String> {
     run_detach(&mut detach_command(lab)?)
 }
 
-fn detach_command(lab: &Lab) -> Result<Command> {
+/// The command that removes what the agents of this lab have made.
+pub fn detach_command(lab: &Lab) -> Result<Command> {
     let mut command = lab.node.command(binary()?);
     command.args(["detach", "--config"]).arg(lab.directory().join("sluice.yaml"));
     Ok(command)
