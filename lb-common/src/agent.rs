@@ -44,7 +44,8 @@ pub struct UndoKey {
 }
 const _: () = assert!(size_of::<UndoKey>() == 16);
 
-/// Values of [`UndoKey::setting`]: offloads, by the names of `ethtool -k`.
+/// Values of [`UndoKey::setting`]: offloads, by the names of `ethtool -k`, and settings of all interfaces of a pod, whose
+/// [`UndoKey::ifindex`] is that of its `lo`.
 pub mod setting {
     /// generic-receive-offload.
     pub const GRO: u32 = 1;
@@ -52,6 +53,10 @@ pub mod setting {
     pub const LRO: u32 = 2;
     /// rx-vlan-offload.
     pub const RX_VLAN: u32 = 3;
+    /// `net.ipv4.conf.all.arp_ignore`, raised from 0.
+    pub const ARP_IGNORE: u32 = 4;
+    /// `net.ipv4.conf.all.arp_announce`, raised from 0.
+    pub const ARP_ANNOUNCE: u32 = 5;
 }
 
 /// Value of `undo`.

@@ -315,7 +315,8 @@ pub fn detach(lab: &Lab) -> Result<String> {
     run_detach(&mut detach_command(lab)?)
 }
 
-fn detach_command(lab: &Lab) -> Result<Command> {
+/// The command that removes what the agents of this lab have made.
+pub fn detach_command(lab: &Lab) -> Result<Command> {
     let mut command = lab.node.command(binary()?);
     command.args(["detach", "--config"]).arg(lab.directory().join("sluice.yaml"));
     Ok(command)

@@ -431,7 +431,7 @@ fn the_self_test_is_answered_by_a_pod_that_owns_the_vip() -> Result<()> {
             let mut ask = || probe::ask(&mut object, &mut tables, &sizes, &question);
             ensure!(!ask()?, "{family:?}: an answer of a pod that does not own the VIP");
             let netns = Netns::open(pod.namespace.path())?;
-            loopback::assign(&netns, vip)?;
+            loopback::assign(&netns, vip, 0)?;
             ensure!(ask()?, "{family:?}: no answer where everything is right");
             gro(false)?;
             ensure!(!ask()?, "{family:?}: an answer through a veth that loses what is redirected");

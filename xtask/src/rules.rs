@@ -90,6 +90,14 @@ const IO: &[&str] = &[
     "libc::",
 ];
 
+/// The product measures time by clocks that nobody sets: `Instant` (CLOCK_MONOTONIC) in the agent, jiffies in the programs.
+/// Both stand still while the machine sleeps, so records and the agent's view of them keep the same age. The wall clock is
+/// shown, and decides nothing.
+const WALL_CLOCKS: &[&str] = &[concat!("System", "Time"), concat!("CLOCK_REAL", "TIME"), concat!("CLOCK_BOOT", "TIME")];
+const PRODUCT: &[&str] = &["lb-userspace/src/", "lb-common/src/", "lb-ebpf/src/"];
+/// Where the wall clock is shown: the status says since when the agent runs.
+const SHOWS_WALL_CLOCK: &[&str] = &["lb-userspace/src/engine/report.rs"];
+
 /// Directories of one person's machine, in halves so that this file passes its own rule.
 const MACHINE_PATHS: &[&str] =
     &[concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/wo", "rk/")];
@@ -129,6 +137,20 @@ fn check(name: &str, text: &str, found: &mut Vec<String>) {
     }
     for ring in RINGS.iter().filter(|ring| is_below(name, ring.below)) {
         check_ring(name, product_code(name, text), ring, found);
+    }
+    if PRODUCT.iter().any(|product| name.starts_with(product)) && !SHOWS_WALL_CLOCK.contains(&name) {
+        check_clocks(name, product_code(name, text), found);
+    }
+}
+
+fn check_clocks(name: &str, code: &str, found: &mut Vec<String>) {
+    for (number, line) in (1..).zip(code.lines()) {
+        let line = line.split("//").next().unwrap_or_default();
+        for clock in WALL_CLOCKS.iter().filter(|clock| line.contains(**clock)) {
+            found.push(format!(
+                "{name}:{number}: uses {clock}: it jumps, or goes on while the machine sleeps; use Instant"
+            ));
+        }
     }
 }
 
@@ -262,6 +284,15 @@ mod tests {
         ] {
             assert!(found("lb-userspace/src/plan/mod.rs", text).is_empty(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_is_found_where_it_is_not_only_shown() {
+        let text = concat!("fn f() { let now = std::time::System", "Time::now(); }");
+        assert_eq!(found("lb-userspace/src/engine/flows.rs", text).len(), 1);
+        assert_eq!(found("lb-ebpf/src/time.rs", concat!("let t = CLOCK_BOOT", "TIME;")).len(), 1);
+        assert!(found("lb-userspace/src/engine/report.rs", text).is_empty());
+        assert!(found("tests/src/lab.rs", text).is_empty());
     }
 
     #[test]

@@ -25,8 +25,12 @@ pub const MAPS: &str = "maps";
 pub const MAPS_NEW: &str = "maps-new";
 /// Where the maps are pinned whose place others have taken, until every program has been switched to those.
 pub const MAPS_OLD: &str = "maps-old";
+/// Where the maps of [`MAPS_OLD`] go, if any are there when others take their place: their records are in those.
+pub const MAPS_OLDER: &str = "maps-older";
+/// Where maps may be pinned, what the next agent goes by first.
+pub const MAP_DIRECTORIES: [&str; 4] = [MAPS, MAPS_OLD, MAPS_OLDER, MAPS_NEW];
 /// What the agent makes in its directory, in the order in which it goes.
-pub(super) const PARTS: [&str; 4] = [LINKS, MAPS_NEW, MAPS_OLD, MAPS];
+pub(super) const PARTS: [&str; 5] = [LINKS, MAPS_NEW, MAPS_OLDER, MAPS_OLD, MAPS];
 /// The mark of a directory that is an agent's: what is pinned in another is never removed. A bpffs holds no files of its
 /// own, but symlinks; this one leads nowhere.
 pub(super) const OWNER: &str = "owner";
@@ -103,7 +107,10 @@ pub fn prepare(directory: &Path) -> Result<PinDirectory, DataPlaneError> {
 /// Completes what an agent was killed in: where the old maps have been laid aside, the new ones are complete and take
 /// their place; otherwise they are not, and go.
 fn tidy(directory: &Path) -> io::Result<()> {
-    let [new, maps, old] = [MAPS_NEW, MAPS, MAPS_OLD].map(|part| directory.join(part));
+    let [new, maps, old, older] = [MAPS_NEW, MAPS, MAPS_OLD, MAPS_OLDER].map(|part| directory.join(part));
+    if older.exists() && !old.exists() {
+        fs::rename(&older, &old)?;
+    }
     match (new.exists(), maps.exists(), old.exists()) {
         (true, false, true) => fs::rename(new, maps),
         (true, ..) => remove_pins(&new),
@@ -113,9 +120,22 @@ fn tidy(directory: &Path) -> io::Result<()> {
 
 /// Lets complete new maps take the place of those that there are, which are laid aside.
 pub fn replace_maps(directory: &Path) -> io::Result<()> {
-    let [new, maps, old] = [MAPS_NEW, MAPS, MAPS_OLD].map(|part| directory.join(part));
+    let [new, maps, old, older] = [MAPS_NEW, MAPS, MAPS_OLD, MAPS_OLDER].map(|part| directory.join(part));
+    if old.exists() {
+        // Programs use what is in `maps`, or it would have been given back its place: these were carried over long ago.
+        remove_pins(&older)?;
+        fs::rename(&old, older)?;
+    }
     fs::rename(&maps, old)?;
     fs::rename(new, maps)
+}
+
+/// Gives maps that were laid aside their place back; those that are there go.
+pub fn restore_maps(directory: &Path) -> io::Result<()> {
+    let [new, maps, old] = [MAPS_NEW, MAPS, MAPS_OLD].map(|part| directory.join(part));
+    fs::rename(&maps, new)?;
+    fs::rename(old, maps)?;
+    tidy(directory)
 }
 
 /// Removes a directory of pins, if it is there.
@@ -155,6 +175,16 @@ fn mark(directory: &Path, name: &str) -> io::Result<()> {
 
 /// The interface that a pinned link is attached to; `None` where that is gone and the link leads nowhere.
 pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
+    let info = link_info(pin)?;
+    Ok((info.interface != 0).then_some(info.interface))
+}
+
+/// The id of the program behind a pinned link.
+pub fn program_of(pin: &Path) -> io::Result<u32> {
+    Ok(link_info(pin)?.program_id)
+}
+
+fn link_info(pin: &Path) -> io::Result<LinkInfo> {
     let link = open_pinned(pin, 0)?;
     let mut info = LinkInfo::default();
     let attributes = InfoAttributes {
@@ -163,7 +193,7 @@ pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
-    Ok((info.interface != 0).then_some(info.interface))
+    Ok(info)
 }
 
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
@@ -279,32 +309,37 @@ fn check_owner(directory: &Path) -> io::Result<()> {
 }
 
 /// Detaches an agent's programs and removes its pins, which takes down maps that nothing else holds. The mark goes
-/// last: what is left of a removal that was cut short is still an agent's.
-pub fn remove(directory: &Path) -> io::Result<()> {
-    clear(directory)?;
-    for part in PARTS {
-        remove_pins(&directory.join(part))?;
+/// last: what is left of a removal that was cut short is still an agent's. `foreign` pins stay.
+pub fn remove(directory: &Path, foreign: &[PathBuf]) -> io::Result<()> {
+    clear(directory, foreign)?;
+    for part in PARTS.map(|part| directory.join(part)) {
+        if !foreign.iter().any(|pin| pin.parent() == Some(&part)) {
+            remove_pins(&part)?;
+        }
     }
     let is_own_mount = fs::symlink_metadata(directory.join(MOUNTED)).is_ok();
     gone(fs::remove_file(directory.join(MOUNTED)))?;
     gone(fs::remove_file(directory.join(OWNER)))?;
-    if is_own_mount {
+    if is_own_mount && is_empty(directory).is_ok() {
         unmount(directory)?;
     }
     Ok(())
 }
 
-/// Detaches an agent's programs and removes its pins; the directory stays the agent's.
-pub fn clear(directory: &Path) -> io::Result<()> {
-    for link in entries(&directory.join(LINKS))? {
+/// Detaches an agent's programs and removes its pins; the directory stays the agent's, and `foreign` pins in it stay.
+pub fn clear(directory: &Path, foreign: &[PathBuf]) -> io::Result<()> {
+    let own = |part: &str| -> io::Result<Vec<PathBuf>> {
+        Ok(entries(&directory.join(part))?.into_iter().filter(|pin| !foreign.contains(pin)).collect())
+    };
+    for link in own(LINKS)? {
         // What is no link is removed all the same.
         let _ = detach(&link);
         gone(fs::remove_file(&link))?;
     }
-    for part in [MAPS_NEW, MAPS_OLD] {
+    for part in [MAPS_NEW, MAPS_OLDER, MAPS_OLD] {
         remove_pins(&directory.join(part))?;
     }
-    for pin in entries(&directory.join(MAPS))? {
+    for pin in own(MAPS)? {
         gone(fs::remove_file(&pin))?;
     }
     Ok(())
@@ -356,7 +391,7 @@ mod tests {
         assert!(refusal.contains("`maps` is there"), "{refusal}");
         symlink(OWNER_TARGET, directory.join(OWNER)).unwrap();
         check_owner(&directory).unwrap();
-        remove(&directory).unwrap();
+        remove(&directory, &[]).unwrap();
         is_empty(&directory).unwrap();
         fs::remove_dir(&directory).unwrap();
     }

@@ -5,14 +5,16 @@
 //! came in between. Meanwhile the return programs of the new data plane look into both.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    io,
     mem::{MaybeUninit, offset_of},
     path::{Path, PathBuf},
 };
 
 use aya::{
     Pod,
-    maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMap},
+    maps::{Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues, xdp::DevMap},
+    programs::loaded_programs,
 };
 use lb_common::{
     abi::{self, Bypass, BypassKey, Counter, Settings, SlotBlock, Traffic},
@@ -21,7 +23,7 @@ use lb_common::{
 };
 
 use super::{
-    DataPlaneError,
+    DataPlaneError, bpffs,
     layout::{Conversion, Kind, MapLayout},
     mapped::Mapped,
     pinned,
@@ -200,6 +202,11 @@ impl Earlier {
         })
     }
 
+    /// How many bypasses are recorded.
+    pub fn bypasses(&self) -> Result<usize, DataPlaneError> {
+        Ok(super::raw::entries(&self.data("bypasses")?)?.len())
+    }
+
     /// Whether records of the flow cache can be carried over.
     pub const fn has_own_flows(&self) -> bool {
         self.has_own_flows
@@ -266,6 +273,38 @@ impl Earlier {
         }
         Ok(())
     }
+}
+
+/// Gives maps that were laid aside their place back where no attached program uses those that have taken it: an agent has
+/// ended before it switched the first one, and everything goes on as if it had never begun. True where it did so.
+pub fn restore_unused(directory: &Path) -> Result<bool, DataPlaneError> {
+    let fail = |source| DataPlaneError::PinDirectory {
+        path: directory.to_path_buf(),
+        what: "looking at maps that were laid aside",
+        source,
+        advice: "",
+    };
+    if !directory.join(bpffs::MAPS_OLD).exists() || is_used(directory).map_err(fail)? {
+        return Ok(false);
+    }
+    bpffs::restore_maps(directory).map_err(fail)?;
+    Ok(true)
+}
+
+/// Whether an attached program uses a map that is pinned in `maps`.
+fn is_used(directory: &Path) -> io::Result<bool> {
+    let maps = bpffs::entries(&directory.join(bpffs::MAPS))?;
+    let maps: HashSet<u32> = maps.iter().filter_map(|pin| Some(MapInfo::from_pin(pin).ok()?.id())).collect();
+    let links = bpffs::entries(&directory.join(bpffs::LINKS))?;
+    let programs: HashSet<u32> = links.iter().filter_map(|pin| bpffs::program_of(pin).ok()).collect();
+    for program in loaded_programs().filter_map(Result::ok).filter(|program| programs.contains(&program.id())) {
+        let used = program.map_ids().map_err(io::Error::other)?;
+        // A kernel that does not tell has them used.
+        if used.is_none_or(|used| used.iter().any(|id| maps.contains(id))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// How the programs read an earlier data plane's maps beside their own.

@@ -21,6 +21,7 @@ use lb_common::{
 use tracing::warn;
 
 use super::{DataPlaneError, bpffs, capacity::Sizes, earlier::Beside, signals::BlockedSignals, summed::Summed};
+use crate::model::Capacities;
 
 /// The object that `cargo xtask build` put into this program.
 #[cfg(sluice_ebpf_object)]
@@ -94,8 +95,21 @@ impl Pins {
     }
 }
 
-/// Key size, value size and entries of each map, by name.
-pub type Shapes = BTreeMap<String, [u32; 3]>;
+/// What a map is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `enum bpf_map_type` (include/uapi/linux/bpf.h).
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key: u32,
+    /// Bytes of a value.
+    pub value: u32,
+    /// Entries at most.
+    pub entries: u32,
+}
+
+/// The shape of each map, by name.
+pub type Shapes = BTreeMap<String, Shape>;
 
 /// What the maps of these sizes are shaped like.
 pub fn shapes(sizes: &Sizes) -> Result<Shapes, DataPlaneError> {
@@ -103,9 +117,16 @@ pub fn shapes(sizes: &Sizes) -> Result<Shapes, DataPlaneError> {
     let entries: BTreeMap<&str, u32> = sizes.maps(1).into_iter().map(|(name, entries, _)| (name, entries)).collect();
     let shape = |(name, map): (String, aya_obj::Map)| {
         let entries = entries.get(name.as_str()).copied()?;
-        Some((name, [map.key_size(), map.value_size(), entries]))
+        Some((name, Shape { kind: map.map_type(), key: map.key_size(), value: map.value_size(), entries }))
     };
     Ok(object.maps.into_iter().filter_map(shape).collect())
+}
+
+/// Whether a load pins a map by this name.
+pub fn is_map(name: &str) -> bool {
+    let of_load = |map: &str| name.strip_prefix(map).is_some_and(|rest| rest.starts_with('-'));
+    let sizes = Sizes::new(&Capacities::default());
+    sizes.maps(1).iter().any(|(map, ..)| *map == name) || CALLS.into_iter().any(of_load)
 }
 
 fn bytes() -> Result<Cow<'static, [u8]>, DataPlaneError> {

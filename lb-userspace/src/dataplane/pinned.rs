@@ -1,6 +1,6 @@
 //! What an earlier agent has left pinned, and whether this one may adopt it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
 use lb_common::{
@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     DataPlaneError, bpffs,
-    object::{CALLS, EARLIER, Shapes},
+    object::{self, CALLS, EARLIER, Shape, Shapes},
 };
 
 /// The map that says which data plane the others are.
@@ -64,24 +64,58 @@ pub fn look(maps: &Path, wanted: &Shapes) -> Result<Left, DataPlaneError> {
         let path = maps.join(name);
         let info =
             MapInfo::from_pin(&path).map_err(|error| foreign(&path, format!("cannot be read as a map: {error}")))?;
-        if [info.key_size(), info.value_size()] != wanted[..2] {
-            let [key, value, _] = wanted;
-            let (other_key, other_value) = (info.key_size(), info.value_size());
-            return Err(foreign(
-                &path,
-                format!(
-                    "keys and values have {other_key} and {other_value} bytes, not {key} and {value} as in ABI {ABI_VERSION}"
-                ),
-            ));
+        if let Some(what) = difference(&info, wanted) {
+            return Err(foreign(&path, what));
         }
-        if info.max_entries() != wanted[2] {
-            differ.push(format!("{name} has room for {}, not for {}", info.max_entries(), wanted[2]));
+        if info.max_entries() != wanted.entries {
+            differ.push(format!("{name} has room for {}, not for {}", info.max_entries(), wanted.entries));
         }
     }
     Ok(match differ.is_empty() {
         true => Left::Same,
         false => Left::Other { about: Some(about), how: differ.join(", ") },
     })
+}
+
+/// How a map differs from every map of this ABI by that name.
+fn difference(info: &MapInfo, wanted: &Shape) -> Option<String> {
+    let kind = info.map_type().ok().map(|kind| kind as u32);
+    if kind != Some(wanted.kind) {
+        let kind = kind.map_or_else(|| "unknown".into(), |kind| kind.to_string());
+        return Some(format!("its type is {kind}, not {} as in ABI {ABI_VERSION}", wanted.kind));
+    }
+    let (key, value) = (info.key_size(), info.value_size());
+    ((key, value) != (wanted.key, wanted.value)).then(|| {
+        format!(
+            "keys and values have {key} and {value} bytes, not {} and {} as in ABI {ABI_VERSION}",
+            wanted.key, wanted.value
+        )
+    })
+}
+
+/// Pins among an agent's that no agent has made: another name in `links` than of one of its programs, and in `maps` than of
+/// one of its maps. Maps of another ABI may have any names; there, only what is no map is somebody else's.
+pub fn foreign(directory: &Path) -> Result<Vec<PathBuf>, DataPlaneError> {
+    let entries = |part: &str| {
+        let path = directory.join(part);
+        bpffs::entries(&path).map_err(|source| DataPlaneError::PinDirectory {
+            path,
+            what: "looking at what is pinned",
+            source,
+            advice: "",
+        })
+    };
+    let name = |pin: &Path| pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_other = |about: About| about.abi_version != ABI_VERSION;
+    let knows_all = !about(&directory.join(bpffs::MAPS)).is_ok_and(|about| about.is_some_and(is_other));
+    let is_map = |pin: &Path| match knows_all {
+        true => object::is_map(&name(pin)),
+        false => MapInfo::from_pin(pin).is_ok(),
+    };
+    let mut foreign = entries(bpffs::LINKS)?;
+    foreign.retain(|pin| !name(pin).starts_with("sluice_"));
+    foreign.extend(entries(bpffs::MAPS)?.into_iter().filter(|pin| !is_map(pin)));
+    Ok(foreign)
 }
 
 /// What the maps say of themselves; `None` where they are not complete, or there are none.

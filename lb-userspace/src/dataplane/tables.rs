@@ -222,6 +222,12 @@ impl Tables {
         ignore_missing(self.uplinks.remove(&ifindex))
     }
 
+    /// Forgets uplinks that are not among these: they went away while no agent ran.
+    pub fn keep_uplinks(&mut self, ifindexes: &[u32]) -> Result<(), DataPlaneError> {
+        let named: Vec<u32> = self.uplinks.keys().filter_map(Result::ok).collect();
+        named.iter().filter(|named| !ifindexes.contains(named)).try_for_each(|gone| self.remove_uplink(*gone))
+    }
+
     /// Applies one write.
     pub fn apply(&mut self, op: &MapOp) -> Result<(), DataPlaneError> {
         match op {

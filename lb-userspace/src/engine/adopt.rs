@@ -73,7 +73,7 @@ impl Engine {
             settle(&pins, &engine.snapshot.pin_directory)?;
         }
         engine.tables.sign(BUILD)?;
-        engine.adopt_uplinks(&links);
+        engine.adopt_uplinks(&links)?;
         engine.adopt_undos(&links);
         engine.adopt_opaque();
         engine.adopt_pods(&links)?;
@@ -90,17 +90,21 @@ impl Engine {
     }
 
     /// Uplinks that have their programs. One that is configured no longer is released by the next plan.
-    fn adopt_uplinks(&mut self, links: &Links) {
+    fn adopt_uplinks(&mut self, links: &Links) -> Result<()> {
         // What cannot be resolved is an error of the configuration, which is taken over later.
         let _ = self.resolve_uplinks(links);
-        self.exits = self.tables.uplinks().into_iter().map(|(ifindex, uplink)| (ifindex, uplink.mac)).collect();
         for ifindex in self.attached.interfaces() {
             let (Some(mode), Some(link)) = (self.attached.uplink_mode(ifindex), links.by_index(ifindex)) else {
                 continue;
             };
             let place = self.places.iter().find(|place| place.index == ifindex);
             let is_generic = mode == AttachMode::Generic;
-            let fits = |wanted: &&Uplink| (wanted.mode == XdpModeChoice::Generic) == is_generic;
+            // What `auto` has come to is not tried again: the program would be gone meanwhile.
+            let fits = |wanted: &&Uplink| match wanted.mode {
+                XdpModeChoice::Auto => true,
+                XdpModeChoice::Native => !is_generic,
+                XdpModeChoice::Generic => is_generic,
+            };
             let as_it_is = || {
                 let mode = if is_generic { XdpModeChoice::Generic } else { XdpModeChoice::Native };
                 Uplink { interface: link.name.clone(), mode }
@@ -113,6 +117,11 @@ impl Engine {
         let order: Vec<u32> = self.places.iter().map(|place| place.index).collect();
         let rank = |uplink: &AttachedUplink| order.iter().position(|index| *index == uplink.ifindex);
         self.uplinks.sort_by_key(|uplink| rank(uplink).unwrap_or(usize::MAX));
+        let exits = self.places.iter().flat_map(|place| place.exits.iter().copied());
+        let named: Vec<u32> = exits.chain(self.uplinks.iter().map(|uplink| uplink.ifindex)).collect();
+        self.tables.keep_uplinks(&named)?;
+        self.exits = self.tables.uplinks().into_iter().map(|(ifindex, uplink)| (ifindex, uplink.mac)).collect();
+        Ok(())
     }
 
     /// What earlier agents have found opaque stays so for as long as its pod lives.

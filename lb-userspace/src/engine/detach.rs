@@ -7,16 +7,21 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use lb_common::agent::UndoKey;
 
-use super::{guard::Lock, undo::offload_of, vips};
+use super::{
+    guard::Lock,
+    undo::{offload_of, raised_by},
+    vips,
+};
 use crate::{
     dataplane::{
-        bpffs::{self, LINKS, MAPS},
+        bpffs::{self, LINKS, MAP_DIRECTORIES, MAPS},
+        pinned,
         tables::read_undos,
     },
     net::{
@@ -58,24 +63,35 @@ pub fn run(pins: &Path, run_directory: &Path, tell: &mut dyn FnMut(&str)) -> Res
 
 /// The same for what is pinned; the caller has claimed the directory.
 pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
-    let undos = read_undos(&pins.join(MAPS))?;
-    for link in bpffs::entries(&pins.join(LINKS))? {
+    // An agent may have been killed while maps changed places.
+    let mut undos = BTreeMap::new();
+    for part in MAP_DIRECTORIES {
+        for (key, was_on) in read_undos(&pins.join(part))? {
+            undos.entry(key).or_insert(was_on);
+        }
+    }
+    let foreign = pinned::foreign(pins)?;
+    let own = |pin: &PathBuf| !foreign.contains(pin);
+    for link in bpffs::entries(&pins.join(LINKS))?.into_iter().filter(own) {
         let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // What is no link, or leads nowhere, only loses its pin.
         if bpffs::detach(&link).is_ok() {
             tell(&format!("detached {name}"));
         }
     }
-    put_back(undos, tell)?;
     withdraw_vips(tell)?;
-    let maps = bpffs::entries(&pins.join(MAPS))?.len();
-    bpffs::remove(pins).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
+    put_back(&undos, tell)?;
+    let maps = bpffs::entries(&pins.join(MAPS))?.into_iter().filter(own).count();
+    bpffs::remove(pins, &foreign).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
     tell(&format!("removed {maps} pinned maps from {}", pins.display()));
+    for pin in &foreign {
+        tell(&format!("left {}, which no agent has made", pin.display()));
+    }
     Ok(())
 }
 
 /// Puts interfaces' settings back as they were.
-fn put_back(undos: Vec<(UndoKey, bool)>, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn put_back(undos: &BTreeMap<UndoKey, bool>, tell: &mut dyn FnMut(&str)) -> Result<()> {
     if undos.is_empty() {
         return Ok(());
     }
@@ -83,7 +99,14 @@ fn put_back(undos: Vec<(UndoKey, bool)>, tell: &mut dyn FnMut(&str)) -> Result<(
     let links = links::snapshot(&mut netlink)?;
     let mut namespaces = Namespaces::default();
     let pods = cookies(&links, &mut netlink, &mut namespaces);
-    for (key, was_on) in undos {
+    for (&key, &was_on) in undos {
+        if let (Some(raised), Some(netns_id)) = (raised_by(key.setting), pods.get(&key.netns_cookie)) {
+            let netns = namespaces.find(&mut netlink, *netns_id);
+            match netns.and_then(|netns| loopback::lower_unused(&netns, raised)) {
+                Ok(_) | Err(NetError::NoNamespace { .. }) => {}
+                Err(error) => bail!("cannot lower a pod's settings again: {error}; run `sluice detach` again"),
+            }
+        }
         let Some(offload) = offload_of(key.setting) else { continue };
         let done = match key.netns_cookie {
             0 => links.by_index(key.ifindex).map(|link| {

@@ -48,7 +48,7 @@ use self::{
     pods::{Finding, Wanted},
     questions::Asked,
     reload::Source,
-    undo::GroChanges,
+    undo::{ArpChanges, GroChanges},
     uplinks::AttachedUplink,
     wanted::WantedPods,
 };
@@ -103,6 +103,7 @@ pub struct Engine {
     helper: Helper,
     findings: BTreeMap<Wanted, Finding>,
     gro_changes: GroChanges,
+    arp_changes: ArpChanges,
     /// By pod address, the cookie of the namespace whose connections are recorded from their beginning.
     followed: BTreeMap<IpAddr, u64>,
     /// Earlier owners of slots that have no interface, and since when by the agent's clock.

@@ -249,9 +249,11 @@ impl Engine {
             })
             .collect();
         for (ifindex, pod) in pods {
-            if self.attached.contains(ifindex) {
+            if self.attached.is_pod(ifindex) {
                 continue;
             }
+            // An agent that was killed between its two programs.
+            self.attached.detach(ifindex);
             if let Err(error) = self.attach_pod(pod) {
                 warn!(interface = pod.host_name, %error, "cannot attach to a pod's interface");
                 self.attached.detach(ifindex);
@@ -350,7 +352,7 @@ impl Engine {
         routes: &Routes,
     ) -> Result<(), String> {
         if let Site::Pod(pod) = site {
-            if !self.attached.contains(pod.host_ifindex) {
+            if !self.attached.is_pod(pod.host_ifindex) {
                 return Err("its interface has no return program".into());
             }
             if matches!(rung, Rung::Redirect | Rung::Direct) {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing::{info, warn};
 
 use super::{
@@ -17,9 +17,10 @@ use super::{
 use crate::{
     dataplane::{
         DataPlaneError,
-        bpffs::{self, MAPS, MAPS_NEW, MAPS_OLD},
+        bpffs::{self, MAPS, MAPS_NEW, MAPS_OLD, MAPS_OLDER},
         earlier::{Carried, Earlier},
         object::{self, Clock, Pins},
+        pinned,
         tables::{Tables, read_undos},
     },
     plan::planner::Planner,
@@ -29,6 +30,11 @@ use crate::{
 /// changed.
 pub(super) fn prepare(begun: &Begun, how: &str) -> Result<()> {
     let directory = &begun.snapshot.pin_directory;
+    // The directory changes its name.
+    let foreign = pinned::foreign(directory)?.into_iter().find(|pin| pin.parent() == Some(&directory.join(MAPS)));
+    if let Some(pin) = foreign {
+        bail!("{} is no agent's: move it elsewhere, so that the data plane can be carried over ({how})", pin.display());
+    }
     info!(reason = how, "the data plane of an earlier agent is carried over to new maps");
     let filled = fill(begun).context("the data plane of an earlier agent cannot be carried over, and goes on");
     if filled.is_err() {
@@ -75,7 +81,20 @@ fn fill(begun: &Begun) -> Result<()> {
     if !earlier.has_own_flows() {
         warn!("what clients are recorded cannot be carried over: the earlier agent records them in another form");
     }
+    let recorded = earlier.bypasses()?;
+    if recorded > begun.snapshot.capacities.bypasses as usize {
+        bail!(
+            "capacities.bypasses cannot become {}: {recorded} are recorded; choose more, or run `sluice detach` first, which \
+             ends sessions",
+            begun.snapshot.capacities.bypasses
+        );
+    }
     earlier.carry(&mut tables, |key| endpoint_of(&planner, key))?;
+    // An agent was killed before it had carried over everything from those.
+    let before = directory.join(MAPS_OLD);
+    if before.exists() {
+        Earlier::open(&before, &new)?.carry(&mut tables, |key| endpoint_of(&planner, key))?;
+    }
     for (key, was_on) in read_undos(&old)? {
         tables.note_undo(key, was_on)?;
     }
@@ -112,7 +131,10 @@ impl Aside {
         let gone = self.carried.into_iter().filter(|(key, _)| !last.contains_key(key));
         engine.tables.drop_carried(gone, |key| endpoint_of(planner, key))?;
         self.earlier.carry_counters()?;
-        let old = engine.snapshot.pin_directory.join(MAPS_OLD);
-        Ok(bpffs::remove_pins(&old).map_err(failed(&old, "removing maps that nothing uses any more"))?)
+        for part in [MAPS_OLDER, MAPS_OLD] {
+            let old = engine.snapshot.pin_directory.join(part);
+            bpffs::remove_pins(&old).map_err(failed(&old, "removing maps that nothing uses any more"))?;
+        }
+        Ok(())
     }
 }

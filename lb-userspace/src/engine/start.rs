@@ -26,6 +26,7 @@ use crate::{
         DataPlaneError,
         bpffs::{self, LINKS, MAPS, PinDirectory},
         capacity::Sizes,
+        earlier::restore_unused,
         object::{self, Clock, Pins},
         pinned::{self, Left},
         programs::Attached,
@@ -59,6 +60,9 @@ impl Engine {
             info!(map = name, entries, kibibytes = bytes.div_ceil(1024), "map");
         }
         let begun = Begun { snapshot, lock, helper, pin_directory, sizes, observer };
+        if restore_unused(&pins)? {
+            warn!("an earlier agent was about to carry the data plane over to new maps: this begins anew");
+        }
         match pinned::look(&pins.join(MAPS), &object::shapes(&sizes)?)? {
             Left::Same => Self::adopt(begun),
             Left::Nothing => Self::make(begun),
@@ -78,7 +82,7 @@ impl Engine {
         let pins = begun.snapshot.pin_directory.clone();
         // What must be undone is not forgotten with the rest.
         let undos = read_undos(&pins.join(MAPS))?;
-        bpffs::clear(&pins).map_err(|source| DataPlaneError::PinDirectory {
+        bpffs::clear(&pins, &pinned::foreign(&pins)?).map_err(|source| DataPlaneError::PinDirectory {
             path: pins.clone(),
             what: "removing what an earlier agent left",
             source,
@@ -138,6 +142,7 @@ impl Engine {
             helper: begun.helper,
             findings: BTreeMap::new(),
             gro_changes: BTreeMap::new(),
+            arp_changes: BTreeMap::new(),
             followed: BTreeMap::new(),
             away: BTreeMap::new(),
             listed_to: None,

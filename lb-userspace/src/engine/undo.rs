@@ -13,11 +13,27 @@ use crate::{
         NetnsId,
         ethtool::{Ethtool, Offload},
         links::{Links, PodInterface},
+        loopback::{self, Raised},
     },
 };
 
 /// Pods' interfaces whose GRO was turned on, and where each is.
 pub(super) type GroChanges = BTreeMap<UndoKey, NetnsId>;
+
+/// By cookie, pods' namespaces whose settings were raised for VIPs, and where each is.
+pub(super) type ArpChanges = BTreeMap<u64, (NetnsId, Raised)>;
+
+const ARP: [(u32, Raised); 2] =
+    [(setting::ARP_IGNORE, loopback::ARP_IGNORE), (setting::ARP_ANNOUNCE, loopback::ARP_ANNOUNCE)];
+
+/// The setting of a pod that a journal entry is about, where it is one that was raised for a VIP.
+pub(super) fn raised_by(number: u32) -> Option<Raised> {
+    ARP.into_iter().find(|(setting, _)| *setting == number).map(|(_, raised)| raised)
+}
+
+fn of_lo(netns_cookie: u64, setting: u32) -> UndoKey {
+    UndoKey { netns_cookie, ifindex: loopback::LOOPBACK, setting }
+}
 
 /// The offload that a journal entry is about; `None` for a setting that this agent does not know.
 pub(super) const fn offload_of(number: u32) -> Option<Offload> {
@@ -81,6 +97,44 @@ impl Engine {
         }
     }
 
+    /// Notes what of a pod's settings is about to be raised for its first VIP, and gives all that agents have raised there.
+    pub(super) fn note_arp(&mut self, netns_id: NetnsId) -> anyhow::Result<Raised> {
+        let (cookie, low) = (self.helper.cookie(netns_id)?, self.helper.to_raise(netns_id)?);
+        for (setting, _) in ARP.into_iter().filter(|(_, raised)| low & raised != 0) {
+            self.tables.note_undo(of_lo(cookie, setting), false)?;
+        }
+        let change = self.arp_changes.entry(cookie).or_insert((netns_id, 0));
+        change.1 |= low;
+        Ok(change.1)
+    }
+
+    /// Lowers pods' settings again where no VIP is left, however it went: withdrawn by the agent, or removed by hand.
+    pub(super) fn restore_arp(&mut self, links: &Links) {
+        let has_vip = |pod: &PodInterface| pod.loopback.iter().any(|vip| vip.is_assigned && vip.address.is_ipv4());
+        let in_use: BTreeSet<NetnsId> = links.pods.iter().filter(|pod| has_vip(pod)).map(|pod| pod.netns_id).collect();
+        let unused: Vec<(u64, (NetnsId, Raised))> =
+            self.arp_changes.iter().filter(|(_, (id, _))| !in_use.contains(id)).map(|(k, v)| (*k, *v)).collect();
+        for (cookie, (netns_id, raised)) in unused {
+            let done = match self.helper.cookie(netns_id) {
+                Ok(now) if now == cookie => self.helper.lower_unused(netns_id, raised),
+                // A pod that is gone has taken its settings along.
+                _ => Ok(true),
+            };
+            match done {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(error) => {
+                    warn!(%error, "arp_ignore and arp_announce of a pod stay raised");
+                    continue;
+                }
+            }
+            self.arp_changes.remove(&cookie);
+            for (setting, _) in ARP {
+                self.forget_undo(&of_lo(cookie, setting));
+            }
+        }
+    }
+
     /// Switches an offload of an uplink off, if the driver has it.
     pub(super) fn switch_off(&mut self, uplink: &AttachedUplink, offload: Offload) -> Result<(), DataPlaneError> {
         let interface = &uplink.wanted.interface;
@@ -120,20 +174,44 @@ impl Engine {
         }
     }
 
-    /// Takes over what earlier agents have noted of the pods that are here.
+    /// Takes over what earlier agents have noted of the pods and uplinks that are here.
     pub(super) fn adopt_undos(&mut self, links: &Links) {
         let noted = self.tables.undos();
-        let of_pods: Vec<UndoKey> = noted.into_iter().map(|(key, _)| key).filter(|key| key.netns_cookie != 0).collect();
+        let (own, of_pods): (Vec<_>, Vec<_>) = noted.into_iter().partition(|(key, _)| key.netns_cookie == 0);
+        for (key, was_on) in own {
+            self.adopt_own_undo(links, &key, was_on);
+        }
         if of_pods.is_empty() {
             return;
         }
         let cookies = self.cookies(links);
-        for key in of_pods {
+        for (key, _) in of_pods {
             match cookies.get(&key.netns_cookie) {
-                Some(netns_id) => drop(self.gro_changes.insert(key, *netns_id)),
+                Some(netns_id) if key.setting == setting::GRO => drop(self.gro_changes.insert(key, *netns_id)),
+                Some(netns_id) => {
+                    let change = self.arp_changes.entry(key.netns_cookie).or_insert((*netns_id, 0));
+                    change.1 |= raised_by(key.setting).unwrap_or(0);
+                }
                 None => self.forget_undo(&key),
             }
         }
+    }
+
+    /// What is noted of an uplink stays noted while it is one. Attaching it may have been cut short, and the configuration
+    /// may name it no longer.
+    fn adopt_own_undo(&mut self, links: &Links, key: &UndoKey, was_on: bool) {
+        let link = links.by_index(key.ifindex);
+        let is_wanted = |name: &str| self.snapshot.uplinks.iter().any(|uplink| uplink.interface == name);
+        if self.uplinks.iter().any(|uplink| uplink.ifindex == key.ifindex) || link.is_some_and(|l| is_wanted(&l.name)) {
+            return;
+        }
+        if let (Some(link), Ok(ethtool), Some(offload)) = (link, Ethtool::open(), offload_of(key.setting))
+            && let Err(error) = ethtool.set(&link.name, offload, was_on)
+        {
+            warn!(%error, interface = link.name, offload = offload.name(), "an offload stays as it is");
+            return;
+        }
+        self.forget_undo(key);
     }
 
     /// The pods' namespaces by cookie.

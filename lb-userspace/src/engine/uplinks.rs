@@ -124,6 +124,8 @@ impl Engine {
     }
 
     fn attach_programs(&mut self, link: &Link, uplink: &mut AttachedUplink) -> Result<(), DataPlaneError> {
+        // Some of them are there where an agent was killed while it attached them.
+        self.attached.detach(link.index);
         // A tag that the NIC strips is one that XDP cannot see.
         self.switch_off(uplink, Offload::RxVlan)?;
         uplink.mode = self.attached.attach_uplink(&mut self.object, link, uplink.wanted.mode)?;

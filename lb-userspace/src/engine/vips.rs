@@ -39,8 +39,7 @@ impl Engine {
     pub(super) fn own_vip(&mut self, pod: &PodInterface, vip: IpAddr, assign: bool) -> Result<VipOnLo, String> {
         match vip_on_lo(pod, vip) {
             VipOnLo::Missing if assign => {
-                let assigned = self.helper.assign_vip(pod.netns_id, vip);
-                assigned.map_err(|error| format!("VIP not on lo: {error}"))?;
+                self.put_vip(pod, vip).map_err(|error| format!("VIP not on lo: {error}"))?;
                 info!(%vip, interface = pod.host_name, "VIP put on a pod's lo");
                 Ok(VipOnLo::Agent)
             }
@@ -53,6 +52,11 @@ impl Engine {
             }
             there => Ok(there),
         }
+    }
+
+    fn put_vip(&mut self, pod: &PodInterface, vip: IpAddr) -> anyhow::Result<()> {
+        let raised = if vip.is_ipv4() { self.note_arp(pod.netns_id)? } else { 0 };
+        Ok(self.helper.assign_vip(pod.netns_id, vip, raised)?)
     }
 
     /// Takes VIPs from pods that no service wants there any more. Called when the maps do not lead to them any more.
@@ -72,6 +76,7 @@ impl Engine {
         for (netns_id, vip) in assigned(links).into_iter().filter(|(netns_id, vip)| !is_wanted(*netns_id, *vip)) {
             self.withdraw_vip(netns_id, vip);
         }
+        self.restore_arp(links);
     }
 
     fn withdraw_vip(&mut self, netns_id: NetnsId, vip: IpAddr) {

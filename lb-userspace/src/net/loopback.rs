@@ -2,7 +2,7 @@
 //!
 //! The address itself says who put it there, so that nobody need remember it: not for a pod that is gone, and not across a
 //! crash. It has the protocol [`ASSIGNED`] (`IFA_PROTO`, Linux 5.18), and an IPv4 one a label that says as well which of
-//! the pod's settings were changed for it.
+//! the pod's settings were changed for it. Who puts it there notes that elsewhere too: addresses may be removed by hand.
 //!
 //! IPv4 counts an address as the host's, whichever interface has it: by default a pod answers ARP for the VIP on every
 //! link that it has, and names it as the sender of its own questions, which a gateway with a strict reverse path filter
@@ -25,28 +25,59 @@ use super::{Capability, Error, InterfaceIndex, Netlink, Result, netns::Netns};
 pub const ASSIGNED: AddressProtocol = AddressProtocol::Other(b'S');
 
 /// `lo` has this number in every namespace (include/net/net_namespace.h, `LOOPBACK_IFINDEX`).
-const LOOPBACK: InterfaceIndex = 1;
+pub const LOOPBACK: InterfaceIndex = 1;
 /// Beginning of the label of an IPv4 address; a digit follows, the sum of [`Setting::bit`] of what was changed.
 const LABEL: &str = "lo:sluice";
+
+/// [`ARP_IGNORE`] and [`ARP_ANNOUNCE`] as bits of a set.
+pub type Raised = u8;
+/// `arp_ignore`.
+pub const ARP_IGNORE: Raised = 1;
+/// `arp_announce`.
+pub const ARP_ANNOUNCE: Raised = 2;
 
 /// A setting of all interfaces of a namespace (Documentation/networking/ip-sysctl.rst).
 struct Setting {
     path: &'static str,
     /// What it is raised to from 0.
     raised: &'static str,
-    bit: u8,
+    bit: Raised,
 }
 
 const SETTINGS: [Setting; 2] = [
     // Only interfaces that have the address answer for it.
-    Setting { path: "/proc/sys/net/ipv4/conf/all/arp_ignore", raised: "1", bit: 1 },
+    Setting { path: "/proc/sys/net/ipv4/conf/all/arp_ignore", raised: "1", bit: ARP_IGNORE },
     // Questions come from an address of the interface.
-    Setting { path: "/proc/sys/net/ipv4/conf/all/arp_announce", raised: "2", bit: 2 },
+    Setting { path: "/proc/sys/net/ipv4/conf/all/arp_announce", raised: "2", bit: ARP_ANNOUNCE },
 ];
 
+/// The settings of the calling thread's namespace that [`assign_here`] would raise.
+pub fn to_raise_here() -> Result<Raised> {
+    let mut low = 0;
+    for setting in &SETTINGS {
+        low |= if read(setting)? == "0" { setting.bit } else { 0 };
+    }
+    Ok(low)
+}
+
+/// [`lower_unused_here`] in another namespace.
+pub fn lower_unused(netns: &Netns, raised: Raised) -> Result<bool> {
+    netns.run(|| lower_unused_here(raised))?
+}
+
+/// Lowers settings of the calling thread's namespace that were raised, unless agents have IPv4 VIPs there still, or somebody
+/// has changed them meanwhile. False where they have.
+pub fn lower_unused_here(raised: Raised) -> Result<bool> {
+    let is_used = assigned(&mut Netlink::open()?)?.iter().any(|(address, _)| address.is_ipv4());
+    if !is_used {
+        lower(raised)?;
+    }
+    Ok(!is_used)
+}
+
 /// [`assign_here`] in another namespace.
-pub fn assign(netns: &Netns, vip: IpAddr) -> Result<()> {
-    netns.run(|| assign_here(vip))?
+pub fn assign(netns: &Netns, vip: IpAddr, raised: Raised) -> Result<()> {
+    netns.run(|| assign_here(vip, raised))?
 }
 
 /// [`withdraw_here`] in another namespace.
@@ -55,17 +86,17 @@ pub fn withdraw(netns: &Netns, vip: IpAddr) -> Result<()> {
 }
 
 /// Puts a VIP on the `lo` of the calling thread's namespace, as a /32 or /128. One that is there stays as it is, whoever
-/// put it there.
+/// put it there. `raised` is what agents are known to have raised there before.
 ///
 /// # Errors
 /// Needs CAP_NET_ADMIN over the namespace and, for IPv4, a writable `/proc/sys/net`.
-pub fn assign_here(vip: IpAddr) -> Result<()> {
+pub fn assign_here(vip: IpAddr, raised: Raised) -> Result<()> {
     let mut netlink = Netlink::open()?;
     let mut label = None;
     if vip.is_ipv4() {
         let known = assigned(&mut netlink)?.into_iter().find_map(|(_, changed)| changed);
         // What it was before is known from the first VIP on.
-        let changed = known.map_or_else(raise, Ok)?;
+        let changed = raised | known.map_or_else(raise, Ok)?;
         label = Some(AddressAttribute::Label(format!("{LABEL}{changed}")));
     }
     let mut message = message(vip);

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::net::{
     self, InterfaceIndex, NetnsId,
+    loopback::Raised,
     sockets::{Connection, Listeners},
 };
 
@@ -144,13 +145,29 @@ impl Helper {
     }
 
     /// See [`net::loopback::assign_here`].
-    pub fn assign_vip(&mut self, netns: NetnsId, vip: IpAddr) -> Result<(), HelperError> {
-        self.order(netns, Work::AssignVip(vip))
+    pub fn assign_vip(&mut self, netns: NetnsId, vip: IpAddr, raised: Raised) -> Result<(), HelperError> {
+        self.order(netns, Work::AssignVip(vip, raised))
     }
 
     /// See [`net::loopback::withdraw_here`].
     pub fn withdraw_vip(&mut self, netns: NetnsId, vip: IpAddr) -> Result<(), HelperError> {
         self.order(netns, Work::WithdrawVip(vip))
+    }
+
+    /// See [`net::loopback::to_raise_here`].
+    pub fn to_raise(&mut self, netns: NetnsId) -> Result<Raised, HelperError> {
+        match self.ask(netns, Work::ToRaise)? {
+            Answer::Low(low) => Ok(low),
+            answer => Err(self.misunderstood(&answer)),
+        }
+    }
+
+    /// See [`net::loopback::lower_unused_here`].
+    pub fn lower_unused(&mut self, netns: NetnsId, raised: Raised) -> Result<bool, HelperError> {
+        match self.ask(netns, Work::LowerUnused(raised))? {
+            Answer::Lowered(lowered) => Ok(lowered),
+            answer => Err(self.misunderstood(&answer)),
+        }
     }
 
     fn order(&mut self, netns: NetnsId, work: Work) -> Result<(), HelperError> {

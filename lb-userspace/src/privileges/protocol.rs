@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::net::{
     self, InterfaceIndex, NetnsId,
+    loopback::Raised,
     sockets::{Connection, Listeners},
 };
 
@@ -54,8 +55,12 @@ pub enum Work {
         /// How it shall be.
         on: bool,
     },
-    /// Put a VIP on `lo`.
-    AssignVip(IpAddr),
+    /// Tell which settings a VIP on `lo` would raise.
+    ToRaise,
+    /// Lower settings that were raised for VIPs, unless there are some.
+    LowerUnused(Raised),
+    /// Put a VIP on `lo`, where these settings were raised before.
+    AssignVip(IpAddr, Raised),
     /// Take a VIP that an agent has put there from `lo`.
     WithdrawVip(IpAddr),
 }
@@ -76,6 +81,10 @@ pub enum Answer {
         /// Another part follows.
         more: bool,
     },
+    /// Of [`Work::ToRaise`].
+    Low(Raised),
+    /// Of [`Work::LowerUnused`]: whether it was done.
+    Lowered(bool),
     /// Of [`Work::Gro`] and [`Work::SetGro`]: how it was.
     GroWas(bool),
     /// Of the others.

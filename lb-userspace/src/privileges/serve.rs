@@ -99,7 +99,9 @@ impl Served {
                 }
                 Work::Gro { interface } => Answer::GroWas(ethtool::get_here(interface, Offload::Gro)?),
                 Work::SetGro { interface, on } => Answer::GroWas(ethtool::set_here(interface, Offload::Gro, on)?),
-                Work::AssignVip(vip) => loopback::assign_here(vip).map(|()| Answer::Done)?,
+                Work::ToRaise => Answer::Low(loopback::to_raise_here()?),
+                Work::LowerUnused(raised) => Answer::Lowered(loopback::lower_unused_here(raised)?),
+                Work::AssignVip(vip, raised) => loopback::assign_here(vip, raised).map(|()| Answer::Done)?,
                 Work::WithdrawVip(vip) => loopback::withdraw_here(vip).map(|()| Answer::Done)?,
             }))
         })?

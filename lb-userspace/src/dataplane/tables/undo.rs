@@ -52,6 +52,8 @@ pub const fn setting_name(number: u32) -> Option<&'static str> {
         setting::GRO => Some("generic-receive-offload"),
         setting::LRO => Some("large-receive-offload"),
         setting::RX_VLAN => Some("rx-vlan-offload"),
+        setting::ARP_IGNORE => Some("arp_ignore"),
+        setting::ARP_ANNOUNCE => Some("arp_announce"),
         _ => None,
     }
 }

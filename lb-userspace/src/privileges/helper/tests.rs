@@ -60,7 +60,7 @@ fn an_error_of_the_kernel_loses_nothing() {
     assert_eq!(helper.cookie(NetnsId(7)).unwrap_err().to_string(), failure().to_string());
     assert_eq!(helper.cookie(NetnsId(7)).unwrap(), 9);
     assert!(helper.set_gro(NetnsId(7), 2, true).unwrap());
-    helper.assign_vip(NetnsId(7), [192, 0, 2, 1].into()).unwrap();
+    helper.assign_vip(NetnsId(7), [192, 0, 2, 1].into(), 3).unwrap();
     helper.check().unwrap();
 }
 

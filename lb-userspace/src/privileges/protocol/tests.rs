@@ -27,7 +27,9 @@ fn every_request_arrives_as_it_was_sent() {
         Work::Connections { ports: (0..=u16::MAX).collect(), listeners: Listeners::With },
         Work::Gro { interface: 2 },
         Work::SetGro { interface: u32::MAX, on: true },
-        Work::AssignVip([192, 0, 2, 1].into()),
+        Work::ToRaise,
+        Work::LowerUnused(3),
+        Work::AssignVip([192, 0, 2, 1].into(), 3),
         Work::WithdrawVip(Ipv6Addr::LOCALHOST.into()),
     ];
     for work in works {
