@@ -9,5 +9,6 @@ pub mod pinned;
 pub mod process;
 pub mod programs;
 pub mod scenario;
+pub mod soak;
 pub mod survive;
 pub mod world;
