@@ -9,6 +9,7 @@ pub mod pinned;
 pub mod process;
 pub mod programs;
 pub mod scenario;
+pub mod soak;
 pub mod survive;
 pub mod unit;
 pub mod world;

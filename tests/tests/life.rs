@@ -7,15 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::available,
-    life::{Life, OTHER_UPLINK, Wish},
+    life::{LARGER_CAPACITIES, Life, OTHER_UPLINK, Wish},
 };
 
 /// Environment variable that names the agent of another ABI.
 const NEXT_BINARY: &str = "SLUICE_NEXT_BIN";
-/// Other sizes of all maps that have any.
-const LARGER: &str =
-    "{services: 200, backends: 500, maglevSlots: 131072, bypasses: 8192, flows: 65536, fragments: 4096}";
-
 /// What happens to the agent.
 struct Scenario {
     name: &'static str,
@@ -64,7 +60,7 @@ fn restarted(life: &mut Life) -> Result<()> {
 /// All maps of whose size it is are others.
 fn capacity(life: &mut Life) -> Result<()> {
     life.end()?;
-    life.start(None, &Wish { capacities: LARGER, ..Wish::default() })?;
+    life.start(None, &Wish { capacities: LARGER_CAPACITIES, ..Wish::default() })?;
     life.check("larger")?;
     life.kill()?;
     life.start(None, &Wish::default())
@@ -105,15 +101,7 @@ fn other_uplink(life: &mut Life) -> Result<()> {
     life.lab.node.ip(&format!("link set {OTHER_UPLINK} down\n"))?;
     life.check("down")?;
     life.lab.node.ip(&format!("link set {OTHER_UPLINK} up\n"))?;
-    life.lab.node.ip(&format!("link del {OTHER_UPLINK}\n"))?;
-    life.check("gone")?;
-    life.lab.node.ip(&format!(
-        "link add {OTHER_UPLINK} type veth peer name other1\nlink set {OTHER_UPLINK} up\nlink set other1 up\n"
-    ))?;
-    life.agent()?.wait_status("the uplink to be back", |status| {
-        let programs = status["programs"].as_array()?;
-        programs.iter().any(|p| p["interface"] == OTHER_UPLINK && p["name"] == "sluice_xdp").then_some(())
-    })
+    life.renew_other_uplink()
 }
 
 /// The agent sleeps while more happens than its socket holds.
@@ -139,5 +127,5 @@ fn killed_while_starting(life: &mut Life) -> Result<()> {
 
 /// Only its own sessions go.
 fn pod_restarts(life: &mut Life) -> Result<()> {
-    life.restart_pod(1)
+    life.restart_pod(1).map(drop)
 }

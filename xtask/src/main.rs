@@ -38,6 +38,8 @@ enum Command {
     Bench(workspace::BenchOptions),
     /// Hold TCP sessions through random changes of the backends, from many seeds
     Survive(workspace::SurviveOptions),
+    /// Send everything at once through random restarts, upgrades and changes, for as long as is wanted
+    Soak(workspace::SoakOptions),
     /// Check format, clippy and the repository's rules
     Lint,
 }
@@ -75,6 +77,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(options) => workspace::demo(&options),
         Command::Bench(options) => workspace::bench(&options),
         Command::Survive(options) => workspace::survive(&options),
+        Command::Soak(options) => workspace::soak(&options),
         Command::Lint => lint::lint(),
     }
 }

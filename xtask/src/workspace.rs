@@ -57,6 +57,17 @@ pub struct SurviveOptions {
     arguments: Vec<String>,
 }
 
+/// How long everything is tried at once.
+#[derive(Args)]
+pub struct SoakOptions {
+    /// For how long
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Of everything that is random: the same seed makes the same sequence
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 /// How the benchmark runs.
 #[derive(Args)]
 pub struct BenchOptions {
@@ -192,14 +203,14 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     ensure!(is_root(), "the demo makes network namespaces and loads eBPF: run it as root");
     packages::install_missing()?;
     let keep = options.keep.then_some("--keep");
-    become_program("demo", keep.into_iter().chain(options.arguments.iter().map(String::as_str)))
+    become_program("demo", None, keep.into_iter().chain(options.arguments.iter().map(String::as_str)))
 }
 
 /// Runs the benchmark in place of this process.
 pub fn bench(options: &BenchOptions) -> Result<()> {
     packages::install_missing()?;
     let check = options.check.then_some("--check");
-    become_program("bench", check.into_iter().chain(options.arguments.iter().map(String::as_str)))
+    become_program("bench", None, check.into_iter().chain(options.arguments.iter().map(String::as_str)))
 }
 
 /// Tries whether sessions survive.
@@ -207,14 +218,26 @@ pub fn survive(options: &SurviveOptions) -> Result<()> {
     packages::install_missing()?;
     let seeds = options.seeds.to_string();
     let words = ["--seeds", seeds.as_str()];
-    become_program("survive", words.into_iter().chain(options.arguments.iter().map(String::as_str)))
+    become_program("survive", None, words.into_iter().chain(options.arguments.iter().map(String::as_str)))
 }
 
-fn become_program<'a>(binary: &str, arguments: impl Iterator<Item = &'a str>) -> Result<()> {
+/// Tries everything at once, with upgrades and downgrades.
+pub fn soak(options: &SoakOptions) -> Result<()> {
+    ensure!(is_root(), "the soak makes network namespaces and loads eBPF: run it as root");
+    packages::install_missing()?;
+    let next = Next::build()?;
+    let (minutes, seed) = (options.minutes.to_string(), options.seed.to_string());
+    become_program("soak", Some(&next), ["--minutes", &minutes, "--seed", &seed].into_iter())
+}
+
+fn become_program<'a>(binary: &str, next: Option<&Next>, arguments: impl Iterator<Item = &'a str>) -> Result<()> {
     let product = Product::build()?;
     let mut command = cargo();
     command.args(["run", "--quiet", "--release", "--package", "lb-tests", "--bin", binary, "--"]).args(arguments);
     product.export(&mut command);
+    if let Some(next) = next {
+        next.export(&mut command);
+    }
     eprintln!("==> {binary}");
     Err(command.exec()).context("cannot start cargo")
 }

@@ -212,6 +212,11 @@ impl Earlier {
         self.has_own_flows
     }
 
+    /// Connections that are recorded.
+    pub fn bypasses(&self) -> Result<Vec<(BypassKey, Bypass)>, DataPlaneError> {
+        self.entries("bypasses")
+    }
+
     /// Carries the records of clients over to other tables, where `endpoint_of` says what is installed.
     pub fn carry(
         &self,
@@ -219,7 +224,7 @@ impl Earlier {
         endpoint_of: impl Fn(&BypassKey) -> Option<u32>,
     ) -> Result<Carried, DataPlaneError> {
         let mut carried = Carried::new();
-        for (key, bypass) in self.entries::<BypassKey, Bypass>("bypasses")? {
+        for (key, bypass) in self.bypasses()? {
             if let Some(endpoint) = endpoint_of(&key) {
                 tables.carry_bypass(&key, bypass, endpoint)?;
                 carried.insert(key, bypass);

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -67,7 +67,17 @@ pub struct Stream {
     pause: Arc<AtomicBool>,
     end: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    pods: Arc<std::sync::Mutex<Vec<(Kind, Arc<Counters>, UdpSocket)>>>,
+    pods: Arc<Mutex<Vec<Receiver>>>,
+    by_pod: Vec<Arc<AtomicU64>>,
+}
+
+/// A pod's socket of one kind.
+struct Receiver {
+    pod: u8,
+    kind: Kind,
+    counters: Arc<Counters>,
+    arrived: Arc<AtomicU64>,
+    socket: UdpSocket,
 }
 
 impl Stream {
@@ -88,8 +98,9 @@ impl Stream {
                 }
             }
         }
-        let stream =
-            Self { kinds, pause: Arc::default(), end: Arc::default(), threads: Vec::new(), pods: Arc::default() };
+        let by_pod = lab.pods.iter().map(|_| Arc::default()).collect();
+        let (pause, end, threads, pods) = Default::default();
+        let stream = Self { kinds, pause, end, threads, pods, by_pod };
         for pod in &lab.pods {
             stream.receive_in(pod)?;
         }
@@ -101,8 +112,9 @@ impl Stream {
         self.threads.push(thread::spawn(move || {
             while !end.load(Relaxed) {
                 let pods = pods.lock().expect("nobody panics with it");
-                for (kind, counters, socket) in &*pods {
+                for Receiver { kind, counters, arrived, socket, .. } in &*pods {
                     receive(socket, |from, bytes| {
+                        arrived.fetch_add(1, Relaxed);
                         counters.arrived.fetch_add(1, Relaxed);
                         if kind.answered {
                             // A lost answer is found by its absence.
@@ -131,14 +143,18 @@ impl Stream {
         self
     }
 
-    /// Lets a pod receive, which may be one that was made anew.
+    /// Lets a pod receive, which may be one that was made anew: what stood for it before is closed, and with it the last
+    /// that keeps its namespace.
     pub fn receive_in(&self, pod: &Pod) -> Result<()> {
+        self.pods.lock().expect("nobody panics with it").retain(|receiver| receiver.pod != pod.index);
         for (kind, counters) in &self.kinds {
             let bind = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, kind.pod_port));
             let socket = pod.namespace.run(bind);
             let socket = socket.with_context(|| format!("UDP port {} in {}", kind.pod_port, pod.namespace.name()))?;
             prepare(&socket)?;
-            self.pods.lock().expect("nobody panics with it").push((*kind, Arc::clone(counters), socket));
+            let (counters, arrived) = (Arc::clone(counters), Arc::clone(&self.by_pod[usize::from(pod.index) - 1]));
+            let receiver = Receiver { pod: pod.index, kind: *kind, counters, arrived, socket };
+            self.pods.lock().expect("nobody panics with it").push(receiver);
         }
         Ok(())
     }
@@ -176,6 +192,11 @@ impl Stream {
     /// Goes on.
     pub fn resume(&self) {
         self.pause.store(false, Relaxed);
+    }
+
+    /// Datagrams that have arrived in each pod, of all kinds.
+    pub fn arrived_by_pod(&self) -> Vec<u64> {
+        self.by_pod.iter().map(|arrived| arrived.load(Relaxed)).collect()
     }
 
     /// What was counted so far.

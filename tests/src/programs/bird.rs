@@ -214,6 +214,14 @@ impl Bird {
         Ok(Some(Session { neighbor, routes }))
     }
 
+    /// When the established session was established, as BIRD writes it; nothing where there is none.
+    pub fn established_since(&self) -> Result<Option<String>> {
+        let protocols = self.control(&["show", "protocols"])?;
+        // Columns: name, protocol, table, state, since, info.
+        let mut lines = protocols.lines().filter(|line| line.trim_end().ends_with("Established"));
+        Ok(lines.next().and_then(|line| line.split_whitespace().nth(4)).map(str::to_owned))
+    }
+
     /// Last lines of the log, for failures.
     #[must_use]
     pub fn log_tail(&self) -> String {

@@ -88,6 +88,12 @@ impl Collector {
     pub fn received(&self) -> Vec<Received> {
         lock(&self.received).clone()
     }
+
+    /// Everything received since the last time.
+    #[must_use]
+    pub fn take(&self) -> Vec<Received> {
+        std::mem::take(&mut *lock(&self.received))
+    }
 }
 
 impl Drop for Collector {
@@ -113,6 +119,12 @@ pub fn publish(element: &Namespace, target: IpAddr, name: &str, count: u64) -> R
                 .with_context(|| format!("telemetry to {endpoint} took longer than {} s", PATIENCE.as_secs()))?
         })
     })
+}
+
+/// Streams for as long as the collector is there, from a thread in the element. What ends the stream is its result.
+pub fn publish_on(element: &Namespace, target: IpAddr, name: &str) -> JoinHandle<Result<()>> {
+    let (endpoint, name) = (format!("http://{}:{PORT}", bracketed(target)), name.to_owned());
+    element.spawn(move || runtime()?.block_on(stream(endpoint, name, u64::MAX)))
 }
 
 async fn stream(endpoint: String, name: String, count: u64) -> Result<()> {
