@@ -5,6 +5,7 @@
 #![expect(missing_docs, reason = "the program macros generate functions without documentation")]
 
 mod apart;
+mod counters;
 mod earlier;
 mod egress;
 mod frame;

@@ -16,9 +16,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Bypass, BypassCount, BypassKey, Counter, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
-        SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Traffic, Uplink, coarse_ticks, program,
-        return_program, service_flags,
+        Backend, Bucket, Bypass, BypassCount, BypassKey, Endpoint, HOST_NETNS, History, NO_NETNS, Node, Route,
+        SLOTS_PER_BLOCK, Service, ServiceKey, Settings, Slot, SlotBlock, Uplink, coarse_ticks, program, return_program,
+        service_flags,
     },
     address::Address,
     flow::{self, Key, State},
@@ -27,13 +27,14 @@ use lb_common::{
     limiter::{self, Class},
     offer::Offer,
     opaque::Segment,
-    reason::{REASONS, Reason},
+    reason::Reason,
     reply::{Place, ReturnTables},
     session::{Claim, Claimed, Sessions, Socket},
     slow::Fragments,
     steer::Tables,
 };
 
+pub use crate::counters::{count_forwarded, count_reason, count_replied};
 use crate::{
     earlier,
     sockets::{LISTEN, NO_SOCKET, ask},
@@ -110,12 +111,6 @@ static NODE: Array<Node, 1, MMAPABLE> = Array::new();
 /// Token buckets by class. Written by `sluice_xdp`. 4.18.
 #[btf_map(name = "limiters")]
 static LIMITERS: PerCpuArray<Bucket, 3> = PerCpuArray::new();
-/// Packets and bytes by reason. Written by all programs. 4.18.
-#[btf_map(name = "reasons")]
-static REASON_COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
-/// Packets and bytes by backend id. Written by `sluice_xdp` and the return programs. 4.18.
-#[btf_map(name = "backend_counters")]
-static BACKEND_COUNTERS: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 /// Whose the datagrams are that are under way in fragments. Written and read by `sluice_xdp_slow` and the return
 /// programs. 5.12 (atomic compare-exchange).
 #[btf_map(name = "fragments")]
@@ -131,17 +126,6 @@ static RETURN_PROGRAMS: ProgramArray<{ return_program::COUNT as usize }> = Progr
 pub fn jiffies() -> u64 {
     // SAFETY: takes nothing, touches nothing.
     unsafe { bpf_jiffies64() }
-}
-
-/// Counts a packet under a reason.
-#[inline(always)]
-pub fn count_reason(reason: u32, bytes: u64) {
-    if let Some(counter) = REASON_COUNTERS.get_ptr_mut(reason) {
-        // SAFETY: this CPU's own element, and programs of one CPU don't interrupt each other.
-        let counter = unsafe { &mut *counter };
-        counter.packets += 1;
-        counter.bytes += bytes;
-    }
 }
 
 /// Sends the frame out by a port. False where that is gone.
@@ -267,30 +251,6 @@ const EEXIST: i32 = 17;
 #[inline(always)]
 pub fn top_bits(hash: u64, bits: u32) -> u32 {
     ((hash >> 1) >> (63 - (bits & 31))) as u32
-}
-
-/// Counts a packet to a backend.
-#[inline(always)]
-pub fn count_forwarded(backend: u32, bytes: u64) {
-    if let Some(traffic) = BACKEND_COUNTERS.get_ptr_mut(backend) {
-        // SAFETY: this CPU's own element.
-        let traffic = unsafe { &mut *traffic };
-        traffic.packets += 1;
-        traffic.bytes += bytes;
-    } else {
-        count_reason(Reason::BrokenTable.index(), bytes);
-    }
-}
-
-/// Counts a reply of a backend.
-#[inline(always)]
-pub fn count_replied(backend: u32, bytes: u64) {
-    if let Some(traffic) = BACKEND_COUNTERS.get_ptr_mut(backend) {
-        // SAFETY: this CPU's own element.
-        let traffic = unsafe { &mut *traffic };
-        traffic.reply_packets += 1;
-        traffic.reply_bytes += bytes;
-    }
 }
 
 impl Tables for Maps {

@@ -323,6 +323,8 @@ pub fn remove(directory: &Path, foreign: &[PathBuf]) -> io::Result<()> {
     if is_own_mount && is_empty(directory).is_ok() {
         unmount(directory)?;
     }
+    // Gone too, unless somebody has something in it, or a mount.
+    let _ = fs::remove_dir(directory);
     Ok(())
 }
 

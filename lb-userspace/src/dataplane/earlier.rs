@@ -203,7 +203,7 @@ impl Earlier {
     }
 
     /// How many bypasses are recorded.
-    pub fn bypasses(&self) -> Result<usize, DataPlaneError> {
+    pub fn bypasses_count(&self) -> Result<usize, DataPlaneError> {
         Ok(super::raw::entries(&self.data("bypasses")?)?.len())
     }
 

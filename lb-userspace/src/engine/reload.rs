@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Engine, start::settings, unix_seconds};
+use super::{Engine, report::unix_seconds, start::settings};
 use crate::{
     config::{
         ConfigError,

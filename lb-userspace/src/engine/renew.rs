@@ -81,7 +81,7 @@ fn fill(begun: &Begun) -> Result<()> {
     if !earlier.has_own_flows() {
         warn!("what clients are recorded cannot be carried over: the earlier agent records them in another form");
     }
-    let recorded = earlier.bypasses()?;
+    let recorded = earlier.bypasses_count()?;
     if recorded > begun.snapshot.capacities.bypasses as usize {
         bail!(
             "capacities.bypasses cannot become {}: {recorded} are recorded; choose more, or run `sluice detach` first, which \

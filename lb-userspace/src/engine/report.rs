@@ -15,6 +15,11 @@ use crate::{
     status::{BackendState, BackendStatus, MapStatus, ProgramStatus, ReasonStatus, ServiceStatus, Source, Status},
 };
 
+/// Now, in seconds since 1970 UTC: to be shown, never to be reckoned with.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 impl Engine {
     /// Everything that the status shows, as it is now.
     pub(super) fn status(&self) -> Status {

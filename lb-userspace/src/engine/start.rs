@@ -125,7 +125,7 @@ impl Engine {
     pub(super) fn new(begun: Begun, object: Ebpf, tables: Tables, planner: Planner, clock: Clock) -> Result<Self> {
         let mut meter = Meter::default();
         meter.change_seen(Cause::Configuration, Duration::ZERO);
-        meter.configured(super::unix_seconds(), true);
+        meter.configured(super::report::unix_seconds(), true);
         Ok(Self {
             wanted: WantedPods::new(&begun.snapshot.services),
             planner,

@@ -111,13 +111,18 @@ impl Maps {
     }
 }
 
+/// Only what is read from pinned maps has no name.
+fn name(service: &ServiceStatus) -> &str {
+    service.name.as_deref().unwrap_or("without a name")
+}
+
 fn compare(node: &Namespace, planner: &Planner, status: &Status, found: &mut Vec<String>) {
     let mut vips: BTreeMap<IpAddr, u32> = BTreeMap::new();
     for service in &status.services {
         *vips.entry(service.vip).or_default() += 1;
         let key = VipKey::new(service.vip, service.protocol, service.port);
         let Some(installed) = planner.services().get(&key) else {
-            found.push(format!("service {} is not in the maps", service.name));
+            found.push(format!("service {} is not in the maps", name(service)));
             continue;
         };
         let slots = if installed.value.backends_count == 0 { 0 } else { 1 << installed.value.slots_log2 };
@@ -125,14 +130,14 @@ fn compare(node: &Namespace, planner: &Planner, status: &Status, found: &mut Vec
         let (said, is) = ((service.slots, service.moved_slots, service.backends.len()), (slots, moved));
         if said != (is.0, is.1, installed.backends.len()) {
             let count = installed.backends.len();
-            found.push(format!("{}: (slots, moved, backends) are said to be {said:?}, {is:?} {count}", service.name));
+            found.push(format!("{}: (slots, moved, backends) are said to be {said:?}, {is:?} {count}", name(service)));
         }
         for backend in &service.backends {
             let is_it =
                 |i: &&InstalledBackend| (i.endpoint.address, i.endpoint.port) == (backend.address, backend.port);
             match installed.backends.iter().find(is_it) {
                 Some(installed) => compare_backend(node, service, backend, installed, found),
-                None => found.push(format!("{}: backend {} is not in the maps", service.name, backend.address)),
+                None => found.push(format!("{}: backend {} is not in the maps", name(service), backend.address)),
             }
         }
     }
@@ -152,14 +157,14 @@ fn compare_backend(
     found: &mut Vec<String>,
 ) {
     let said_parts = (said.weight, said.drain, said.slots, said.rung.map(rung_number));
-    let parts = (is.weight, is.drain, is.share, Some(is.value.rung).filter(|rung| *rung != abi::rung::NONE));
+    let parts = (Some(is.weight), is.drain, is.share, Some(is.value.rung).filter(|rung| *rung != abi::rung::NONE));
     if said_parts != parts {
-        let name = &service.name;
+        let name = name(service);
         found.push(format!("{name}: {} is said to be {said_parts:?}, and is {parts:?}", said.address));
     }
     let ifindex = said.interface.as_ref().map(|name| index_of(node, name));
     if ifindex.is_some_and(|ifindex| ifindex != is.value.ifindex) {
-        let (name, is) = (&service.name, is.value.ifindex);
+        let (name, is) = (name(service), is.value.ifindex);
         found.push(format!(
             "{name}: {} is said to be at {:?} ({ifindex:?}), and is at {is}",
             said.address, said.interface
