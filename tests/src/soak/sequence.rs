@@ -3,10 +3,15 @@
 use crc32fast::Hasher;
 
 use crate::{
-    life::{CAPACITIES, LARGER_CAPACITIES, PODS, Share, Wish},
+    life::{PODS, Share, Wish},
     packets::random::Random,
 };
 
+/// Other sizes of all maps that have any. Weights of 1 and 4 need tables of 8,192 slots, twice while they are written.
+const CAPACITIES: [&str; 2] = [
+    "{services: 64, backends: 128, maglevSlots: 262144, bypasses: 4096, flows: 16384}",
+    "{services: 200, backends: 500, maglevSlots: 524288, bypasses: 8192, flows: 65536, fragments: 4096}",
+];
 const WEIGHTS: [u16; 3] = [1, 2, 3];
 /// Milliseconds after which an agent that starts is killed: before it touches anything, in between, and once it serves.
 const CUTS: [u16; 4] = [20, 80, 300, 900];
@@ -172,7 +177,7 @@ impl Sequence {
     /// What is configured before the first step.
     #[must_use]
     pub fn first() -> Wish {
-        Wish { programs: true, ..Wish::default() }
+        Wish { capacities: CAPACITIES[0], programs: true, ..Wish::default() }
     }
 
     fn draw(&mut self) -> Kind {
@@ -208,8 +213,8 @@ impl Sequence {
                 Action::Exchange { crash: self.random.one_in(2) }
             }
             Kind::Resize => {
-                let is_larger = self.wish.capacities == LARGER_CAPACITIES;
-                self.wish.capacities = if is_larger { CAPACITIES } else { LARGER_CAPACITIES };
+                let is_first = self.wish.capacities == CAPACITIES[0];
+                self.wish.capacities = CAPACITIES[usize::from(is_first)];
                 Action::Resize { crash: self.random.one_in(2) }
             }
             Kind::RestartPod => Action::RestartPod { pod: self.pod() },
