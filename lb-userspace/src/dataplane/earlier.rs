@@ -121,7 +121,7 @@ impl Earlier {
     fn entries<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>, DataPlaneError> {
         let (key, value) = (self.conversion(map, |layout| &layout.key)?, self.conversion(map, |layout| &layout.value)?);
         let entries = super::raw::entries(&self.data(map)?)?;
-        let convert = |(old_key, old_value): (Vec<u8>, Vec<u8>)| {
+        let convert = |(old_key, old_value): super::raw::Entry| {
             Ok((self.converted(map, &key, &old_key)?, self.converted(map, &value, &old_value)?))
         };
         entries.into_iter().map(convert).collect()
@@ -131,7 +131,7 @@ impl Earlier {
     fn indexed<V: Pod>(&self, map: &str) -> Result<Vec<(u32, V)>, DataPlaneError> {
         let value = self.conversion(map, |layout| &layout.value)?;
         let elements = super::raw::entries(&self.data(map)?)?;
-        let convert = |(at, old): (u32, (Vec<u8>, Vec<u8>))| Ok((at, self.converted(map, &value, &old.1)?));
+        let convert = |(at, old): (u32, super::raw::Entry)| Ok((at, self.converted(map, &value, &old.1)?));
         (0..).zip(elements).map(convert).collect()
     }
 

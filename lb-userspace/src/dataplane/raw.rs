@@ -23,8 +23,11 @@ struct ElementAttributes {
     flags: u64,
 }
 
+/// The bytes of a key and of its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 /// Every key and value of a map that is not per CPU. Entries that come or go meanwhile may be missing.
-pub fn entries(map: &MapData) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DataPlaneError> {
+pub fn entries(map: &MapData) -> Result<Vec<Entry>, DataPlaneError> {
     let info = map.info()?;
     let descriptor = map.fd().as_fd().as_raw_fd() as u32;
     let mut entries = Vec::new();

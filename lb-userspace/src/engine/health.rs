@@ -158,10 +158,8 @@ impl Engine {
                 refused.insert(datagram.subject.clone());
             }
         }
-        if !refused.is_empty() {
-            if let Some(checks) = &self.health.checks {
-                checks.note_refused(refused);
-            }
+        if let Some(checks) = self.health.checks.as_ref().filter(|_| !refused.is_empty()) {
+            checks.note_refused(refused);
         }
     }
 

@@ -365,7 +365,7 @@ impl Entry {
 /// so that targets which come at different times are spread together.
 fn place_in_interval(spread: u64, interval: Duration, now: Duration) -> Duration {
     let nanos = interval.as_nanos();
-    let offset = nanos * u128::from(spread >> 32) >> 32;
+    let offset = (nanos * u128::from(spread >> 32)) >> 32;
     let into = now.as_nanos() % nanos;
     let wait = (offset + nanos - into) % nanos;
     now + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))

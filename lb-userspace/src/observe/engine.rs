@@ -25,8 +25,11 @@ const STATUS_AGE_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Engine {
     questions: mpsc::Sender<Question>,
     /// Held while the engine is asked: all who wait get the same answer.
-    last: Arc<Mutex<Option<(Instant, Arc<Status>)>>>,
+    last: Arc<Mutex<Option<Known>>>,
 }
+
+/// A status, and when it was asked for.
+type Known = (Instant, Arc<Status>);
 
 impl Engine {
     pub(super) fn new(questions: mpsc::Sender<Question>) -> Self {

@@ -79,8 +79,8 @@ impl Source {
         match self {
             Self::Agent(value) => out.put(&[], value(view)),
             Self::Map(value) => {
-                let counted = view.status.maps.iter().filter_map(|map| Some((map, value(map)?)));
-                counted.map(|(map, value)| out.put(&[&map.name], value)).collect()
+                let mut counted = view.status.maps.iter().filter_map(|map| Some((map, value(map)?)));
+                counted.try_for_each(|(map, value)| out.put(&[&map.name], value))
             }
             Self::Reason(value) => view.status.reasons.iter().try_for_each(|of| out.put(&[&of.name], value(of))),
             Self::Service(value) => {

@@ -451,8 +451,11 @@ fn attached_natively() -> AttachedFacts {
     }
 }
 
+/// A change of the facts, and what is found then.
+type Found = (fn(&mut AttachedFacts), &'static [Check]);
+
 /// What becomes of an uplink that is attached.
-const ATTACHED: &[(fn(&mut AttachedFacts), &[Check])] = &[
+const ATTACHED: &[Found] = &[
     (|_| {}, &[Check::XdpAttached]),
     (|f| f.program_id = None, &[Check::XdpAttached]),
     (|f| f.strips_vlan = true, &[Check::XdpAttached, Check::VlanStrippingStays]),

@@ -51,17 +51,17 @@ pub(super) fn check(facts: &Facts, uplinks: &[Uplink]) -> Vec<Finding> {
 /// The interface that the configuration names, where it is not the wire itself.
 fn configured(link: &Link, facts: &Facts, findings: &mut Vec<Finding>) {
     let name = &link.name;
-    if let LinkKind::Bond(bond) = &link.kind {
-        if bond.is_broadcast {
-            findings.push(Finding::new(
-                Check::UplinkBroadcast,
-                name,
-                format!(
-                    "the bond {name} is in mode broadcast: a packet that comes by several members is delivered as often"
-                ),
-                "use another mode, such as active-backup or 802.3ad",
-            ));
-        }
+    if let LinkKind::Bond(bond) = &link.kind
+        && bond.is_broadcast
+    {
+        findings.push(Finding::new(
+            Check::UplinkBroadcast,
+            name,
+            format!(
+                "the bond {name} is in mode broadcast: a packet that comes by several members is delivered as often"
+            ),
+            "use another mode, such as active-backup or 802.3ad",
+        ));
     }
     if !matches!(link.kind, LinkKind::Bond(_) | LinkKind::Vlan) {
         return;
