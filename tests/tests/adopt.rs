@@ -183,7 +183,7 @@ fn cut_short(scene: &Scene, yaml: &str, part: &str) -> Result<()> {
     let path = scene.pins().join(part);
     let before = path.exists();
     let agent = Agent::launch(&scene.lab, yaml, |command| command)?;
-    wait_until(&format!("{part}"), PATIENCE, || Ok(path.exists().then_some(())))?;
+    wait_until(part, PATIENCE, || Ok(path.exists().then_some(())))?;
     agent.kill()?;
     ensure!(!before && path.exists(), "the agent was killed too late");
     Ok(())
