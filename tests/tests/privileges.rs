@@ -219,7 +219,10 @@ impl Manager {
 fn under(lab: &Lab, limits: &Limits, agent: &Command) -> Result<Command> {
     // The unit hides home directories, where the binary may be.
     let binary = lab.directory().join("sluice");
-    fs::copy(agent.get_program(), &binary)?;
+    // By another process: a program that some process, be it one that another test has just forked, has open for writing
+    // cannot be executed (ETXTBSY).
+    let copied = Command::new("cp").arg(agent.get_program()).arg(&binary).status()?;
+    ensure!(copied.success(), "cp ended with {copied}");
     let mut command = lab.node.command(binary);
     command.args(agent.get_args());
     command.env("NOTIFY_SOCKET", lab.directory().join("notify")).env("WATCHDOG_USEC", "30000000");
