@@ -83,18 +83,13 @@ async fn serving(observation: &Observation, waiting: Option<&str>) -> Answering 
             }
         }
     });
-    wait_served(observation.listen.unwrap()).await;
-    state.mark_unchanged();
+    wait_served(&mut state).await;
     Answering { state, told }
 }
 
-async fn wait_served(address: SocketAddr) {
-    let connect = async {
-        while TcpStream::connect(address).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, connect).await.expect("the server listens");
+/// The server tells once it listens.
+async fn wait_served(state: &mut watch::Receiver<ObservationStatus>) {
+    timeout(PATIENCE, state.changed()).await.expect("the server listens").expect("the server lives");
 }
 
 #[derive(Debug)]
@@ -174,8 +169,8 @@ async fn an_agent_that_waits_for_something_is_healthy_and_not_ready() {
 async fn an_engine_that_does_not_answer_is_told_of_within_the_bound() {
     let (address, observation) = at(|_| {}).await;
     // Nobody takes the questions, as while the agent starts.
-    let _observer = start(&observation).unwrap();
-    wait_served(address).await;
+    let mut observer = start(&observation).unwrap();
+    wait_served(&mut observer.state).await;
     let (health, ready) = tokio::join!(fetch(address, "/healthz", None), fetch(address, "/readyz", None));
     assert_eq!((health.status, ready.status), (503, 503));
     assert!(health.body.contains("did not answer within 5 s"), "{}", health.body);
@@ -309,7 +304,6 @@ async fn check_mended(observation: &Observation, trouble: &str, mend: impl FnOnc
     assert!(error.contains(trouble), "{error}");
     mend();
     timeout(PATIENCE, state.wait_for(|state| state.error.is_none())).await.unwrap().unwrap();
-    wait_served(observation.listen.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
