@@ -15,13 +15,13 @@ impl Engine {
     pub(super) fn resolve_uplinks(&mut self, links: &Links) -> Vec<String> {
         let resolution = resolve::resolve(&self.snapshot.uplinks, &links.links);
         self.places = resolution.places;
-        self.unresolved = !resolution.refused.is_empty();
-        resolution.refused.iter().map(ToString::to_string).collect()
+        self.refused_uplinks = resolution.refused;
+        self.refused_uplinks.iter().map(ToString::to_string).collect()
     }
 
     /// Whether an uplink is attached where the configuration wants it. All are while it cannot be said what is wanted.
     pub(super) fn is_place(&self, ifindex: u32) -> bool {
-        self.unresolved || self.places.iter().any(|place| place.index == ifindex)
+        !self.refused_uplinks.is_empty() || self.places.iter().any(|place| place.index == ifindex)
     }
 
     /// Whether replies leave by an interface.

@@ -92,8 +92,8 @@ pub struct Engine {
     uplinks: Vec<AttachedUplink>,
     /// Where the configured uplinks want programs, as of the last look at the links.
     places: Vec<Place>,
-    /// Whether some of them mean nothing at the moment.
-    unresolved: bool,
+    /// Why some of them mean nothing at the moment.
+    refused_uplinks: Vec<crate::preflight::Finding>,
     /// What is in the map `uplinks`.
     exits: BTreeMap<u32, Mac>,
     /// What pre-flight and the kernel say of node and uplinks.

@@ -1,6 +1,9 @@
 //! The agent's state in the words of the status.
 
-use std::time::SystemTime;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use lb_common::{
     abi::{Counter, Traffic},
@@ -12,6 +15,7 @@ use crate::{
     health::targets::fails_open,
     model::Service,
     plan::planner::{EndpointKey, VipKey},
+    preflight::{self, resolve::Place},
     status::{BackendState, BackendStatus, MapStatus, ProgramStatus, ReasonStatus, ServiceStatus, Source, Status},
 };
 
@@ -43,21 +47,10 @@ impl Engine {
         }
     }
 
-    /// Those that are attached, and the uplinks' that should be.
     fn program_status(&self) -> Vec<ProgramStatus> {
-        let is_attached = |interface: &str| {
-            self.attached.programs().any(|program| program.attach_point == "xdp" && program.interface == interface)
-        };
-        let missing = self.snapshot.uplinks.iter().filter(|uplink| !is_attached(&uplink.interface));
-        let missing = missing.map(|uplink| ProgramStatus {
-            name: "sluice_xdp".into(),
-            interface: uplink.interface.clone(),
-            attach_point: "xdp".into(),
-            mode: None,
-            program_id: None,
-            error: None,
-        });
-        self.attached.programs().cloned().chain(missing).collect()
+        let attached: Vec<ProgramStatus> = self.attached.programs().cloned().collect();
+        let missing = missing(&attached, &self.places, &self.refused_uplinks);
+        attached.into_iter().chain(missing).collect()
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {
@@ -194,5 +187,62 @@ impl Engine {
             MapStatus { name: name.into(), entries, capacity: capacity.into(), bytes }
         };
         self.sizes.maps(cpus).into_iter().map(entry).collect()
+    }
+}
+
+/// One for each interface that an uplink means and that has no XDP program.
+fn missing(attached: &[ProgramStatus], places: &[Place], refused: &[preflight::Finding]) -> Vec<ProgramStatus> {
+    let attached = attached.iter().filter(|program| program.attach_point == "xdp");
+    let attached: BTreeSet<&str> = attached.map(|program| program.interface.as_str()).collect();
+    let awaited = places.iter().map(|place| (place.wanted.interface.as_str(), None));
+    let refused = refused.iter().map(|finding| (finding.object.as_str(), Some(&finding.found)));
+    // Each once: two uplinks may be refused for the same interface.
+    let missing: BTreeMap<&str, Option<&String>> =
+        awaited.chain(refused).filter(|(interface, _)| !attached.contains(interface)).collect();
+    let program = |(interface, error): (&str, Option<&String>)| ProgramStatus {
+        name: "sluice_xdp".into(),
+        interface: interface.to_owned(),
+        attach_point: "xdp".into(),
+        mode: None,
+        program_id: None,
+        error: error.cloned(),
+    };
+    missing.into_iter().map(program).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Uplink, XdpModeChoice},
+        preflight::{Check, Finding},
+        status::AttachMode,
+    };
+
+    #[test]
+    fn a_bond_is_attached_where_its_members_are() {
+        let attached = |interface: &str| ProgramStatus {
+            name: "sluice_xdp".into(),
+            interface: interface.into(),
+            attach_point: "xdp".into(),
+            mode: Some(AttachMode::Native),
+            program_id: Some(7),
+            error: None,
+        };
+        let place = |index, member: &str| Place {
+            index,
+            wanted: Uplink { interface: member.into(), mode: XdpModeChoice::Auto },
+            exits: vec![9],
+        };
+        let bond = [place(2, "eth0"), place(3, "eth1")];
+        let rows = |attached: &[ProgramStatus], refused: &[Finding]| -> Vec<(String, Option<String>)> {
+            missing(attached, &bond, refused).into_iter().map(|row| (row.interface, row.error)).collect()
+        };
+        assert_eq!(rows(&[attached("eth0"), attached("eth1")], &[]), []);
+        assert_eq!(rows(&[attached("eth0")], &[]), [("eth1".into(), None)]);
+        let refusal = |interface: &str| Finding::new(Check::UplinkMissing, interface, "there is none", "make it");
+        let gone = [refusal("eth1"), refusal("eth5"), refusal("eth5")];
+        let why = Some("there is none".to_owned());
+        assert_eq!(rows(&[attached("eth0")], &gone), [("eth1".into(), why.clone()), ("eth5".into(), why)]);
     }
 }

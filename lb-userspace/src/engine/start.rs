@@ -135,7 +135,7 @@ impl Engine {
             tables,
             uplinks: Vec::new(),
             places: Vec::new(),
-            unresolved: false,
+            refused_uplinks: Vec::new(),
             exits: BTreeMap::new(),
             preflight: Findings::default(),
             netlink: Netlink::open()?,

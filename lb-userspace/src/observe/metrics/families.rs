@@ -94,7 +94,7 @@ pub(super) const FAMILIES: &[Family] = &[
         "sluice_uplink_xdp_mode",
         None,
         Gauge,
-        "1 for the mode in which the uplink has its XDP program: native, generic, or none",
+        "1 for the mode in which the interface, an uplink's member or parent too, has its XDP program: native, generic, or none",
         UPLINKS,
     ),
     family("sluice_programs_attached", None, Gauge, "Interfaces that the program is attached to", PROGRAMS),
@@ -284,7 +284,7 @@ const SELF_TESTS: Source = Other {
 
 const UPLINKS: Source = Other {
     labels: &["interface", "mode"],
-    series: "3 for each uplink, of which there are at most 16",
+    series: "3 for each interface that an uplink means, of which there are at most 64",
     samples: uplinks,
 };
 
