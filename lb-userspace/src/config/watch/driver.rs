@@ -23,7 +23,8 @@ use super::machine::Sign;
 const SYMLINKS_MAX: usize = 40;
 /// How often watches are set anew where the way changes while they are set.
 const ARMINGS_MAX: usize = 4;
-/// Events taken in one go, so that a storm in the file's directory cannot hold the caller; the rest stays readable.
+/// Events taken in one go, so that a storm in the file's directory cannot hold the caller; what has not been read from the
+/// kernel by then stays readable.
 const EVENTS_MAX: usize = 256;
 
 /// What may change the way.
@@ -85,7 +86,10 @@ impl Watch {
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         let mut is_moved = false;
         drained.more = true;
-        for _ in 0..EVENTS_MAX {
+        let mut taken = 0;
+        // What is in the buffer would be lost with it.
+        while taken < EVENTS_MAX || !reader.is_buffer_empty() {
+            taken += 1;
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::AGAIN) => {

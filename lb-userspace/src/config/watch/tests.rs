@@ -156,6 +156,29 @@ fn a_rename_into_the_place_of_the_file_is_heard_and_of_its_neighbours_not() {
 }
 
 #[test]
+fn nothing_is_lost_in_a_storm_of_neighbours() {
+    let directory = Directory::new("storm");
+    let file = directory.at("sluice.yaml");
+    put(&file, HEAD);
+    let mut watch = Watch::open(&file).unwrap();
+    put(&directory.at("fresh"), HEAD);
+    // Two events each, and with names so long a page of them ends amid what is taken in one go.
+    for neighbour in 0..128 {
+        put(&directory.at(&format!("a-neighbour-of-the-file-{neighbour:03}")), "");
+    }
+    fs::rename(directory.at("fresh"), &file).unwrap();
+    let mut signs = Vec::new();
+    loop {
+        let drained = watch.drain().unwrap();
+        signs.extend(drained.signs);
+        if !drained.more {
+            break;
+        }
+    }
+    assert_eq!(signs, [Sign::Replaced]);
+}
+
+#[test]
 fn a_writer_is_heard_from_his_first_byte_until_he_closes_the_file() {
     let directory = Directory::new("write");
     let file = directory.at("sluice.yaml");
