@@ -16,12 +16,14 @@ use tokio::{
     task::{AbortHandle, JoinError, JoinSet, yield_now},
     time::sleep_until,
 };
+use tracing::warn;
 
 use super::{
     Outcome, Report, Subject, Target,
     machine::{Action, Machine, Run, TargetId},
     probe,
 };
+use crate::privileges;
 
 /// Least time from one handing over of reports to the next: each may lead the engine to a plan of everything.
 const REPORTS_INTERVAL: Duration = Duration::from_millis(100);
@@ -51,7 +53,12 @@ impl Checks {
             aborts: HashMap::new(),
             unreported: HashMap::new(),
         };
-        let run = move || runtime.block_on(driver.run(wanted, refused, tell));
+        let run = move || {
+            if let Err(error) = privileges::drop_all() {
+                warn!(%error, "the thread that checks backends keeps its capabilities");
+            }
+            runtime.block_on(driver.run(wanted, refused, tell));
+        };
         thread::Builder::new().name("health".into()).spawn(run)?;
         Ok(Self { targets, refusals, reports })
     }

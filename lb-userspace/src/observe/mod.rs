@@ -4,7 +4,6 @@
 //! thousand backends takes no time from the engine, and an engine that hangs is told of instead of hanging the answer. The
 //! thread asks the engine by [`Question`]s and knows nothing else.
 
-mod confine;
 mod credentials;
 mod engine;
 mod http;
@@ -17,9 +16,11 @@ mod tests;
 use std::{io, thread};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::warn;
 
 use crate::{
     model::Observation,
+    privileges,
     status::{ObservationStatus, Status},
 };
 
@@ -73,7 +74,9 @@ impl Ends {
         let (observation, Self { ask, tell }) = (observation.clone(), self);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("observe".into()).spawn(move || {
-            confine::drop_privileges();
+            if let Err(error) = privileges::drop_all() {
+                warn!(%error, "the thread that serves HTTP keeps its capabilities");
+            }
             runtime.block_on(server::run(address, &observation, &engine::Engine::new(ask), &tell))
         })?;
         Ok(())

@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
-    #[error("cannot listen at {address}: {cause}; free it, or set observation.listen to another one")]
+    #[error("cannot listen at {address}: {cause}; free it, or set observation.listen to another one from port 1024 on")]
     Bind { address: SocketAddr, cause: std::io::Error },
     #[error(transparent)]
     Credentials(#[from] CredentialError),

@@ -89,6 +89,15 @@ pub fn relinquish() -> Result<(), DropError> {
     filter::install_for_agent()
 }
 
+/// Drops the calling thread's capabilities; those that it starts later have none either. What it reads from then on are
+/// its user's own files.
+///
+/// # Errors
+/// Where the kernel refuses it.
+pub fn drop_all() -> Result<(), DropError> {
+    keep_only(CapabilitySet::empty())
+}
+
 /// Drops every capability but these from every set of the calling thread; no set lets it regain any.
 pub(super) fn keep_only(kept: CapabilitySet) -> Result<(), DropError> {
     let now = capabilities(None).map_err(failed("read the capabilities"))?;
@@ -128,4 +137,23 @@ fn check_threads() -> Result<(), DropError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_drops_all_starts_none_that_has_any() {
+        let permitted = || capabilities(None).unwrap().permitted;
+        let (own, started) = thread::spawn(move || {
+            drop_all().unwrap();
+            (permitted(), thread::spawn(permitted).join().unwrap())
+        })
+        .join()
+        .unwrap();
+        assert_eq!((own, started), (CapabilitySet::empty(), CapabilitySet::empty()));
+    }
 }

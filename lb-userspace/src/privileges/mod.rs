@@ -2,7 +2,7 @@
 //!
 //! Start needs much: to mount a bpffs, load programs, hear of changes in pods' namespaces. Afterwards the process that
 //! reads packets' tables, files and sockets needs CAP_NET_ADMIN alone. Entering pods' namespaces needs CAP_SYS_ADMIN,
-//! which is nearly everything; a [`Helper`] of one thread keeps it, which understands five requests and nothing else.
+//! which is nearly everything; a [`Helper`] of one thread keeps it, which understands the requests of [`protocol::Work`] and nothing else.
 //!
 //! Three steps, in this order: [`begin`] before anything else, [`Helper::start`] before any thread is made,
 //! [`relinquish`] once what start needs is done. Nothing is ever regained: a helper that dies is not replaced, but
@@ -14,7 +14,7 @@ mod helper;
 mod protocol;
 mod serve;
 
-pub use capabilities::{DropError, begin, relinquish};
+pub use capabilities::{DropError, begin, drop_all, relinquish};
 pub use helper::{Helper, HelperError};
 pub use serve::serve;
 
