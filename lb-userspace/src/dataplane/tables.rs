@@ -23,7 +23,7 @@ use crate::plan::ops::MapOp;
 mod adopt;
 mod undo;
 
-pub use undo::{Undos, read_undos, setting_name};
+pub use undo::{Undos, read_undos};
 
 /// The bucket of a hash among two to the power of `log2`.
 const fn bucket_of(hash: u64, log2: u32) -> usize {

@@ -49,8 +49,9 @@ impl Engine {
         {
             return Some(status.clone());
         }
+        let asked = Instant::now();
         let status = Arc::new(self.ask(Question::Status, STATUS_WAIT_MAX).await?);
-        *last = Some((Instant::now(), status.clone()));
+        *last = Some((asked, status.clone()));
         Some(status)
     }
 

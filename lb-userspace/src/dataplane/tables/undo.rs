@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use aya::maps::{HashMap as BpfHash, Map, MapData};
-use lb_common::agent::{Undo, UndoKey, setting};
+use lb_common::agent::{Undo, UndoKey};
 
 use super::{Tables, ignore_missing};
 use crate::dataplane::DataPlaneError;
@@ -44,16 +44,4 @@ pub fn read_undos(maps: &Path) -> Result<Undos, DataPlaneError> {
     }
     let map = BpfHash::try_from(Map::HashMap(MapData::from_pin(path)?))?;
     Ok(undos(&map))
-}
-
-/// The name of a setting, as `ethtool -k` prints it.
-pub const fn setting_name(number: u32) -> Option<&'static str> {
-    match number {
-        setting::GRO => Some("generic-receive-offload"),
-        setting::LRO => Some("large-receive-offload"),
-        setting::RX_VLAN => Some("rx-vlan-offload"),
-        setting::ARP_IGNORE => Some("arp_ignore"),
-        setting::ARP_ANNOUNCE => Some("arp_announce"),
-        _ => None,
-    }
 }
