@@ -12,7 +12,9 @@ use super::{
     Samples,
     Source::{self, Agent, Backend, Map, Other, Reason, Service},
 };
-use crate::status::{AttachMode, BackendState, PROGRAMMING_BOUNDS_MICROSECONDS, Programming, Status};
+use crate::status::{
+    AttachMode, BackendState, BackendStatus, HealthState, PROGRAMMING_BOUNDS_MICROSECONDS, Programming, Status,
+};
 
 const MICROSECONDS_PER_SECOND: f64 = 1e6;
 
@@ -172,6 +174,20 @@ pub(super) const FAMILIES: &[Family] = &[
         Service(|service| service.backends.iter().filter(|of| of.state == BackendState::Ready).count() as u64),
     ),
     family(
+        "sluice_service_backends_unhealthy",
+        None,
+        Gauge,
+        "Backends of the service that fail their health check; those of a service without one never do",
+        Service(|service| service.backends.iter().filter(|of| is_unhealthy(of)).count() as u64),
+    ),
+    family(
+        "sluice_service_fails_open",
+        None,
+        Gauge,
+        "1 while all backends of the service fail their health check, and all get packets therefore",
+        Service(|service| service.fails_open.into()),
+    ),
+    family(
         "sluice_service_slots",
         None,
         Gauge,
@@ -287,6 +303,10 @@ const UPLINKS: Source = Other {
     series: "3 for each interface that an uplink means, of which there are at most 64",
     samples: uplinks,
 };
+
+fn is_unhealthy(backend: &BackendStatus) -> bool {
+    backend.health.as_ref().is_some_and(|health| health.state == HealthState::Unhealthy)
+}
 
 fn uplinks(status: &Status, out: &mut Samples) -> fmt::Result {
     let uplinks = status.programs.iter().filter(|program| program.attach_point == "xdp");

@@ -5,7 +5,7 @@ use openmetrics_parser::{MetricNumber, MetricsExposition, OpenMetricsType, OpenM
 use super::*;
 use crate::{
     observe::meter::Meter,
-    status::{Cause, tests::sample},
+    status::{Cause, HealthState, HealthStatus, tests::sample},
 };
 
 fn text(status: Status, backend_series: u32) -> String {
@@ -19,7 +19,12 @@ fn busy() -> Status {
     meter.change_seen(Cause::Configuration, std::time::Duration::ZERO);
     meter.map_write(true);
     meter.settled(std::time::Duration::from_micros(4_200));
-    Status { activity: meter.activity().clone(), ..sample() }
+    let mut status = Status { activity: meter.activity().clone(), ..sample() };
+    let telemetry = &mut status.services[1];
+    telemetry.fails_open = true;
+    telemetry.backends[0].health =
+        Some(HealthStatus { state: HealthState::Unhealthy, seconds: 5, last_error: Some("refused".into()) });
+    status
 }
 
 /// Refuses what is not OpenMetrics. The parser knows no units of histograms, which the format has.
@@ -99,6 +104,9 @@ fn values_are_those_of_the_status() {
         "sluice_backends{state=\"no_interface\"} 1",
         "sluice_service_bytes_total{service=\"snmp-traps\",vip=\"198.51.100.10\",protocol=\"UDP\",port=\"162\"} 148148040",
         "sluice_service_backends_ready{service=\"bgp\",vip=\"198.51.100.11\",protocol=\"TCP\",port=\"179\"} 0",
+        "sluice_service_backends_unhealthy{service=\"bgp\",vip=\"198.51.100.11\",protocol=\"TCP\",port=\"179\"} 0",
+        "sluice_service_backends_unhealthy{service=\"telemetry\",vip=\"2001:db8:100::12\",protocol=\"TCP\",port=\"57400\"} 1",
+        "sluice_service_fails_open{service=\"telemetry\",vip=\"2001:db8:100::12\",protocol=\"TCP\",port=\"57400\"} 1",
         "sluice_backend_reply_packets_total{service=\"telemetry\",vip=\"2001:db8:100::12\",protocol=\"TCP\",port=\"57400\",\
          backend=\"[2001:db8:244:1::41]:57400\"} 4999",
     ] {
@@ -154,8 +162,8 @@ fn series_of_backends_are_bounded_by_whole_services_and_what_is_left_out_is_said
     assert_eq!(of("sluice_service_packets_total{"), 1001);
     check_has(&text, "sluice_backend_series_omitted 90100");
     check_has(&text, "sluice_backends{state=\"ready\"} 100001");
-    // docs/observation.md: 9 series for each service, 5 for each backend that has any, and some hundred.
-    let bound = 9 * 1001 + 5 * 9_950 + 300;
+    // docs/observation.md: 11 series for each service, 5 for each backend that has any, and some hundred.
+    let bound = 11 * 1001 + 5 * 9_950 + 300;
     assert!(samples(&text).len() <= bound, "{} series", samples(&text).len());
 }
 
