@@ -9,7 +9,12 @@ use std::{
 use crate::{
     capabilities,
     config::{PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT},
-    dataplane::{capacity::Sizes, look},
+    dataplane::{
+        bpffs,
+        capacity::Sizes,
+        look, object,
+        pinned::{self, Left},
+    },
     model::{Capacities, Limits, Observation, Snapshot, Uplink, XdpModeChoice},
     net::{
         Netlink,
@@ -28,25 +33,24 @@ use crate::{
 };
 
 /// What an agent would work with if nobody has written a configuration: the interfaces of the default routes, and the
-/// defaults of everything else. Without services.
-pub fn supposed() -> Snapshot {
-    let mut uplinks = Vec::new();
-    if let Ok((links, ways)) =
-        Netlink::open().and_then(|mut netlink| Ok((links::of_node(&mut netlink)?, default_ways(&mut netlink)?)))
-    {
-        let names = links.iter().filter(|link| ways.contains(&link.index)).map(|link| link.name.clone());
-        uplinks.extend(names.map(|interface| Uplink { interface, mode: XdpModeChoice::Auto }));
-    }
-    Snapshot {
+/// defaults of everything else. Without services; and without uplinks where there is no default route.
+///
+/// # Errors
+/// Where the kernel does not tell of links and routes.
+pub fn supposed() -> crate::net::Result<Snapshot> {
+    let mut netlink = Netlink::open()?;
+    let (links, ways) = (links::of_node(&mut netlink)?, default_ways(&mut netlink)?);
+    let names = links.iter().filter(|link| ways.contains(&link.index)).map(|link| link.name.clone());
+    Ok(Snapshot {
         node_addresses: Vec::new(),
-        uplinks,
+        uplinks: names.map(|interface| Uplink { interface, mode: XdpModeChoice::Auto }).collect(),
         pin_directory: PIN_DIRECTORY_DEFAULT.into(),
         run_directory: RUN_DIRECTORY_DEFAULT.into(),
         capacities: Capacities::default(),
         limits: Limits::default(),
         observation: Observation::default(),
         services: Vec::new(),
-    }
+    })
 }
 
 /// Looks at everything that matters to an agent with this configuration. `own` are programs that are the asker's,
@@ -54,12 +58,16 @@ pub fn supposed() -> Snapshot {
 pub fn gather(snapshot: &Snapshot, own: impl IntoIterator<Item = u32>) -> Facts {
     let mut unseen = Vec::new();
     let cpus = aya::util::nr_cpus().unwrap_or(1);
-    let maps = Sizes::new(&snapshot.capacities).maps(cpus as u64);
+    let sizes = Sizes::new(&snapshot.capacities);
     let mut facts = Facts {
         kernel: look::kernel(&mut unseen),
         missing_capabilities: capabilities::missing().unwrap_or_default(),
         memory: Memory {
-            maps_bytes: maps.iter().map(|(_, _, bytes)| bytes).sum(),
+            maps_bytes: if are_there(&snapshot.pin_directory, &sizes) {
+                0
+            } else {
+                sizes.maps(cpus as u64).iter().map(|(_, _, bytes)| bytes).sum()
+            },
             available_bytes: available(),
             group_left_bytes: group_left(Path::new("/sys/fs/cgroup")),
         },
@@ -82,6 +90,12 @@ pub fn gather(snapshot: &Snapshot, own: impl IntoIterator<Item = u32>) -> Facts 
     }
     facts.unseen = unseen;
     facts
+}
+
+/// Whether an earlier agent has left maps of these sizes that can be gone on with. What cannot be read is not.
+fn are_there(pins: &Path, sizes: &Sizes) -> bool {
+    let left = object::shapes(sizes).and_then(|wanted| pinned::look(&pins.join(bpffs::MAPS), &wanted));
+    matches!(left, Ok(Left::Same))
 }
 
 fn pins(path: &Path, unseen: &mut Vec<Unseen>) -> Pins {

@@ -74,7 +74,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   sluice status
-  sluice status -o json | jq '.services[].backends[] | select(.state != \"ready\")'
+  sluice status -o json | jq '.services[].backends[] | select(.state != \"ready\" or .health.state == \"unhealthy\")'
   sluice status --config /etc/sluice/sluice.yaml    the agent whose runDirectory is in that file
   watch --color sluice status --color always")]
     Status(StatusArgs),
@@ -394,8 +394,11 @@ fn detach(args: &DetachArgs, actions: &Actions) -> Result<()> {
 fn look_at_node(args: &PreflightArgs) -> Result<()> {
     let snapshot = match &args.config {
         Some(file) => config::load(file)?,
-        None => survey::supposed(),
+        None => survey::supposed().context("cannot look at this node's interfaces")?,
     };
+    if snapshot.uplinks.is_empty() {
+        bail!("no default route says which interfaces would be uplinks; name a configuration with --config");
+    }
     let findings = preflight::check(&survey::gather(&snapshot, []), &snapshot);
     let report = Report::new(&findings);
     print(&match args.output {

@@ -61,7 +61,8 @@ pub struct Kernel {
 /// Memory, in bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// Of all maps of this configuration.
+    /// Of the maps that the agent would make. 0 where an earlier one has left them; others are needed beside those that are
+    /// carried over.
     pub maps_bytes: u64,
     /// `MemAvailable`.
     pub available_bytes: Option<u64>,

@@ -29,7 +29,7 @@ pub enum Severity {
     Warned,
     /// It could not be looked at.
     Unseen,
-    /// The agent changes it, and puts it back when it lets go.
+    /// The agent changes it; `sluice detach` puts it back.
     Mended,
     /// Worth knowing.
     Noted,

@@ -141,10 +141,18 @@ const CASES: &[(&str, Change, &[Check], &str)] = &[
     ("little memory", |f, _| f.memory.available_bytes = Some(199 << 20), &[Check::MemoryLow], "lower `capacities`"),
     ("a group's limit", |f, _| f.memory.group_left_bytes = Some(1), &[Check::MemoryLimit], "leaves 1 MiB"),
     (
-        "no memory but what a killed agent's maps hold",
-        |f, _| (f.memory.available_bytes, f.pins.state) = (Some(1 << 20), PinsState::Agents),
+        "no memory, and maps that an agent has left",
+        |f, _| {
+            (f.memory.available_bytes, f.memory.maps_bytes, f.pins.state) = (Some(1 << 20), 0, PinsState::Agents);
+        },
         &[Check::PinsLeft],
         "",
+    ),
+    (
+        "no memory, and an agent's maps of other capacities",
+        |f, _| (f.memory.available_bytes, f.pins.state) = (Some(99 << 20), PinsState::Agents),
+        &[Check::Memory, Check::PinsLeft],
+        "the maps take 100 MiB",
     ),
     ("no limit", |f, _| f.memory.group_left_bytes = None, &[], ""),
     ("no bpffs", |f, _| f.pins.state = PinsState::NoBpffs, &[Check::BpffsMissing], "the agent mounts one"),

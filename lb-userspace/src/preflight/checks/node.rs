@@ -22,10 +22,7 @@ pub(super) fn check(facts: &Facts, snapshot: &Snapshot) -> Vec<Finding> {
         let found = format!("not allowed to run: missing {}", facts.missing_capabilities.join(", "));
         findings.push(Finding::new(Check::Capabilities, "process", found, "run as root, or grant them"));
     }
-    // Else an agent is there or has been, and its maps hold what the next one's take.
-    if facts.pins.state != PinsState::Agents {
-        memory(&facts.memory, &mut findings);
-    }
+    memory(&facts.memory, &mut findings);
     pins(&facts.pins, &facts.run, &mut findings);
     run_directory(&facts.run, &mut findings);
     network(facts, snapshot, &mut findings);
