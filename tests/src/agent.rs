@@ -259,6 +259,13 @@ impl Agent {
         agent.kill()
     }
 
+    /// Starts an agent and ends it as a crash does, once its log has this text.
+    pub fn start_and_kill_at(lab: &Lab, yaml: &str, text: &str) -> Result<()> {
+        let agent = Self::launch(lab, yaml, |command| command)?;
+        agent.wait_log(text)?;
+        agent.kill()
+    }
+
     /// Sends a signal.
     pub fn signal(&mut self, signal: i32) -> Result<()> {
         self.process.signal(signal)

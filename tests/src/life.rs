@@ -287,6 +287,11 @@ impl Life {
         Agent::start_and_kill(&self.lab, &yaml(&self.lab, &self.wish), after)
     }
 
+    /// The same, once its log has this text.
+    pub fn start_and_kill_at(&mut self, text: &str) -> Result<()> {
+        Agent::start_and_kill_at(&self.lab, &yaml(&self.lab, &self.wish), text)
+    }
+
     /// Applies another configuration, and waits until it is in force.
     pub fn reconfigure(&mut self, wish: &Wish) -> Result<()> {
         let yaml = yaml(&self.lab, wish);
@@ -415,10 +420,18 @@ impl Life {
     pub fn renew_other_uplink(&mut self) -> Result<()> {
         self.lab.node.ip(&format!("link del {OTHER_UPLINK}\n"))?;
         self.check_sessions("the other uplink is gone")?;
+        self.wait_other_uplink(false)?;
         self.lab.node.ip(&other_uplink())?;
-        self.agent()?.wait_status("the uplink to be back", |status| {
-            let programs = status["programs"].as_array()?;
-            programs.iter().any(|p| p["interface"] == OTHER_UPLINK && p["name"] == "sluice_xdp").then_some(())
+        self.wait_other_uplink(true)
+    }
+
+    /// Waits until the status says that the other uplink has its XDP program, or has none. It is a row either way.
+    fn wait_other_uplink(&mut self, attached: bool) -> Result<()> {
+        let what = if attached { "the uplink to be attached" } else { "the uplink to be missed" };
+        self.agent()?.wait_status(what, |status| {
+            let mut rows = status["programs"].as_array()?.iter();
+            let row = rows.find(|p| p["interface"] == OTHER_UPLINK && p["name"] == "sluice_xdp")?;
+            (row["mode"].is_string() == attached).then_some(())
         })
     }
 
