@@ -112,7 +112,7 @@ fn refused(access: &Access) -> Response<Full<Bytes>> {
 }
 
 fn silent() -> Response<Full<Bytes>> {
-    let text_of = format!("the engine did not answer within {} s: it starts, or hangs\n", HEALTH_WAIT_MAX.as_secs());
+    let text_of = format!("the engine did not answer within {} s: it is busy, or hangs\n", HEALTH_WAIT_MAX.as_secs());
     text(StatusCode::SERVICE_UNAVAILABLE, text_of)
 }
 

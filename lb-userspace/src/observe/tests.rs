@@ -168,7 +168,7 @@ async fn an_agent_that_waits_for_something_is_healthy_and_not_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_does_not_answer_is_told_of_within_the_bound() {
     let (address, observation) = at(|_| {}).await;
-    // Nobody takes the questions, as while the agent starts.
+    // Nobody takes the questions.
     let mut observer = start(&observation).unwrap();
     wait_served(&mut observer.state).await;
     let (health, ready) = tokio::join!(fetch(address, "/healthz", None), fetch(address, "/readyz", None));
