@@ -4,6 +4,8 @@
 //! All structs are `repr(C)` with explicit padding, which is zero: keys are compared as bytes. Padding is made of
 //! integers: an array would be cleared by a call of `memset`, which costs a packet more than a lookup.
 
+use core::mem::offset_of;
+
 use crate::{address::Address, index::Filter, word::Word};
 
 /// Version of this layout. A data plane of another version is not adopted as it is. CONTRIBUTING.md says when it is
@@ -203,6 +205,8 @@ pub struct Member {
     pub endpoint: u32,
     /// The pod's port, host order.
     pub port: u16,
+    /// Zero.
+    pub pad: u16,
     /// Share of new connections, as configured.
     pub weight: u16,
     /// Index in the service's range of `backends`.
@@ -210,9 +214,9 @@ pub struct Member {
     /// [`member_flags`]; 0 where the id is free.
     pub flags: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad2: u16,
 }
-const _: () = assert!(size_of::<Member>() == 64);
+const _: () = assert!(size_of::<Member>() == 64 && offset_of!(Member, weight) == 56);
 
 /// Bits of [`Member::flags`].
 pub mod member_flags {

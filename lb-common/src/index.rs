@@ -116,6 +116,18 @@ pub fn probe<const V: usize>(bucket: &Bucket<V>, key: &ServiceKey) -> Probe<V> {
 /// The writer's side. One writer at a time.
 #[cfg(not(target_arch = "bpf"))]
 impl<const V: usize> Bucket<V> {
+    /// What stands in the bucket; not what is left to the hash.
+    pub fn entries(&self) -> impl Iterator<Item = (ServiceKey, [u64; V])> {
+        let used = self.entries.iter().filter(|entry| entry.port_protocol.load() & USED != 0);
+        used.map(|entry| {
+            let [first, second] = &entry.address;
+            let tail = entry.port_protocol.load();
+            let key =
+                ServiceKey::new(Address::from_words([first.load(), second.load()]), tail as u16, (tail >> 16) as u8);
+            (key.at((tail >> 33) as u32), core::array::from_fn(|at| entry.value[at].load()))
+        })
+    }
+
     /// Replaces the whole bucket by these entries; those beyond [`WAYS`] are left to the hash.
     pub fn write<'a>(&self, entries: impl Iterator<Item = (&'a ServiceKey, [u64; V])>) {
         let sequence = self.sequence.load();
@@ -169,6 +181,16 @@ mod tests {
         bucket.write([(&key(2), [7, 8, 9])].into_iter());
         assert_eq!(probe(&bucket, &key(1)), Probe::Absent);
         assert_eq!(probe(&bucket, &key(2)), Probe::Found([7, 8, 9]));
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let bucket = bucket();
+        let written = [(key(1).at(i32::MAX as u32), [1, 2, 3]), (ServiceKey::of_vip(key(2).address), [4, 5, 6])];
+        bucket.write(written.iter().map(|(key, value)| (key, *value)));
+        assert!(bucket.entries().eq(written));
+        bucket.write([].into_iter());
+        assert_eq!(bucket.entries().count(), 0);
     }
 
     #[test]

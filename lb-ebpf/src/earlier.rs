@@ -34,9 +34,9 @@ static EARLIER_BYPASSES: HashMap<BypassKey, Bypass, 1> = HashMap::new();
 #[btf_map(name = "earlier_flows")]
 static EARLIER_FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
 
-/// Backend id → whose backend that is. Written and read by agents alone. 4.18.
+/// Backend id → whose backend that is. Written and read by agents alone, through memory. 5.5.
 #[btf_map(name = "members")]
-static MEMBERS: Array<Member, 1> = Array::new();
+static MEMBERS: Array<Member, 1, MMAPABLE> = Array::new();
 /// Which data plane this is. Written and read by agents alone. 4.18.
 #[btf_map(name = "about")]
 static ABOUT: Array<About, 1> = Array::new();

@@ -64,9 +64,10 @@ static VIPS: HashMap<Address, u32, 1> = HashMap::new();
 /// Index in front of `services` and `vips`. Written by the agent through memory. 5.5 (`BPF_F_MMAPABLE`).
 #[btf_map(name = "service_index")]
 static SERVICE_INDEX: Array<ServiceBucket, 1, MMAPABLE> = Array::new();
-/// Backend id → VIP, port, protocol of its service. Written by the agent, read by the return programs. 4.18.
+/// Backend id → VIP, port, protocol of its service. Written by the agent through memory, read by the return programs.
+/// 5.5.
 #[btf_map(name = "backend_vips")]
-static BACKEND_VIPS: Array<ServiceKey, 1> = Array::new();
+static BACKEND_VIPS: Array<ServiceKey, 1, MMAPABLE> = Array::new();
 /// Maglev tables of all services, sixteen slots an element. Written by the agent through memory. 5.5.
 #[btf_map(name = "maglev")]
 static MAGLEV: Array<SlotBlock, 1, MMAPABLE> = Array::new();

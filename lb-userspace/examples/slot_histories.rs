@@ -309,7 +309,7 @@ impl Service {
             totals.exposed += self.clients.len();
             totals.slots += variant.table.size().slots();
             totals.moved_slots += variant.table.moved();
-            totals.earlier_owners += (0..variant.table.slots().len() as u32)
+            totals.earlier_owners += (0..variant.table.size().slots() as u32)
                 .map(|slot| usize::from(variant.table.history(slot).count))
                 .sum::<usize>();
             totals.lists_most = totals.lists_most.max(variant.table.lists().count());
@@ -337,7 +337,7 @@ impl Variant {
 
     /// To the owner of the client's slot.
     fn connect(&mut self, number: usize, hash: u64) {
-        let owner = Position(self.table.slots()[self.slot(hash) as usize].owner);
+        let owner = Position(self.table.slot(self.slot(hash)).owner);
         match self.sessions.get_mut(number) {
             Some(session) => *session = owner,
             None => self.sessions.push(owner),
@@ -346,8 +346,7 @@ impl Variant {
 
     fn is_candidate(&self, hash: u64, owner: Position) -> bool {
         let slot = self.slot(hash);
-        self.table.slots()[slot as usize].owner == owner.0
-            || self.table.history(slot).owners().any(|earlier| earlier == owner)
+        self.table.slot(slot).owner == owner.0 || self.table.history(slot).owners().any(|earlier| earlier == owner)
     }
 }
 

@@ -84,7 +84,7 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("programs", &[], &[]),
     ("return_programs", &[], &[]),
     ("fragments", &[], &["entries"]),
-    ("members", &[], &["service", "pod", "since", "endpoint", "port", "weight", "position", "flags", "pad"]),
+    ("members", &[], &["service", "pod", "since", "endpoint", "port", "pad", "weight", "position", "flags", "pad2"]),
     ("about", &[], &["magic", "abi_version", "flow_format", "build"]),
     ("undo", &["netns_cookie", "ifindex", "setting"], &["was_on", "pad"]),
 ];

@@ -109,6 +109,28 @@ impl Mapped<abi::Node> {
     }
 }
 
+/// Words of a member. The last one has its flags, and all that changes while a backend has the id.
+const MEMBER_WORDS: usize = size_of::<abi::Member>() / size_of::<u64>();
+
+impl Mapped<abi::Member> {
+    /// Writes a member. An agent that is killed meanwhile leaves the one before, or none, or this one.
+    ///
+    /// # Panics
+    /// Where `index` is beyond the array, which is a defect of the planner.
+    pub fn write_member(&self, index: usize, value: &abi::Member) {
+        assert!(index < self.elements, "element {index} of {}", self.elements);
+        // SAFETY: as many bytes of plain integers without padding.
+        let words: [u64; MEMBER_WORDS] = unsafe { std::mem::transmute(*value) };
+        let last = MEMBER_WORDS - 1;
+        // SAFETY: in bounds and aligned.
+        let write = |at: usize| unsafe { self.start.add(index).cast::<u64>().add(at).write_volatile(words[at]) };
+        if value.flags == 0 {
+            write(last);
+        }
+        (0..MEMBER_WORDS).for_each(write);
+    }
+}
+
 impl<T> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping that `new` made.

@@ -106,6 +106,8 @@ pub struct Shape {
     pub value: u32,
     /// Entries at most.
     pub entries: u32,
+    /// `BPF_F_…` (include/uapi/linux/bpf.h) that it is made with: whether it can be mapped into memory. The kernel adds some.
+    pub flags: u32,
 }
 
 /// The shape of each map, by name.
@@ -117,7 +119,8 @@ pub fn shapes(sizes: &Sizes) -> Result<Shapes, DataPlaneError> {
     let entries: BTreeMap<&str, u32> = sizes.maps(1).into_iter().map(|(name, entries, _)| (name, entries)).collect();
     let shape = |(name, map): (String, aya_obj::Map)| {
         let entries = entries.get(name.as_str()).copied()?;
-        Some((name, Shape { kind: map.map_type(), key: map.key_size(), value: map.value_size(), entries }))
+        let (kind, flags) = (map.map_type(), map.map_flags());
+        Some((name, Shape { kind, key: map.key_size(), value: map.value_size(), entries, flags }))
     };
     Ok(object.maps.into_iter().filter_map(shape).collect())
 }

@@ -98,7 +98,7 @@ fn install(question: &Question, sizes: &Sizes, service: ServiceKey, endpoint: Se
                 ..abi::Backend::default()
             }],
         },
-        MapOp::WriteSlots { offset: slots, slots: vec![abi::Slot::default()] },
+        MapOp::UpdateSlots { offset: slots, slots: vec![(0, abi::Slot::default())] },
         MapOp::SetEndpoint {
             key: endpoint,
             value: abi::Endpoint {

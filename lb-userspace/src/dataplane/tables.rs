@@ -13,7 +13,8 @@ use lb_common::{
     abi::{self, Bypass, BypassKey, Counter, ServiceKey, Settings, Traffic, service_flags},
     address::Address,
     agent::{About, Undo, UndoKey},
-    flow, index,
+    flow,
+    index::{self, Probe},
     reason::Reason,
 };
 
@@ -33,31 +34,41 @@ const fn bucket_of(hash: u64, log2: u32) -> usize {
 /// Keys of one index bucket with their values.
 type BucketContent<const V: usize> = Vec<(ServiceKey, [u64; V])>;
 
-/// An index and what stands in each of its buckets.
+/// An index, which itself is what the agent knows of its buckets.
 struct IndexWriter<const V: usize> {
     memory: Mapped<index::Bucket<V>>,
-    content: HashMap<usize, BucketContent<V>>,
+    /// What stands in buckets that have more than fits.
+    overfull: HashMap<usize, BucketContent<V>>,
     log2: u32,
     seed: u64,
 }
 
 impl<const V: usize> IndexWriter<V> {
     fn change(&mut self, key: &ServiceKey, value: Option<[u64; V]>) {
-        let bucket = bucket_of(index::hash(key, self.seed), self.log2);
-        let content = self.content.entry(bucket).or_default();
+        let at = bucket_of(index::hash(key, self.seed), self.log2);
+        let bucket = &self.memory.elements()[at];
+        let mut content = self.overfull.remove(&at).unwrap_or_else(|| bucket.entries().collect());
         match (content.iter().position(|(k, _)| k == key), value) {
             (Some(at), Some(value)) => content[at].1 = value,
             (Some(at), None) => {
                 content.remove(at);
             }
-            (None, Some(value)) => {
-                // Most buckets have one, and there are very many.
-                content.reserve_exact(1);
-                content.push((*key, value));
-            }
-            (None, None) => return,
+            (None, Some(value)) => content.push((*key, value)),
+            (None, None) => {}
         }
-        self.memory.elements()[bucket].write(content.iter().map(|(key, value)| (key, *value)));
+        bucket.write(content.iter().map(|(key, value)| (key, *value)));
+        if content.len() > index::WAYS {
+            self.overfull.insert(at, content);
+        }
+    }
+
+    /// The value of a key; `None` where only the hash knows whether it has one.
+    fn get(&self, key: &ServiceKey) -> Option<Option<[u64; V]>> {
+        match index::probe(&self.memory.elements()[bucket_of(index::hash(key, self.seed), self.log2)], key) {
+            Probe::Found(value) => Some(Some(value)),
+            Probe::Absent => Some(None),
+            Probe::AskHash => None,
+        }
     }
 }
 
@@ -110,7 +121,7 @@ pub struct Tables {
     vips: BpfHash<MapData, Address, u32>,
     service_index: IndexWriter<3>,
     vip_filter: FilterWriter,
-    backend_vips: Array<MapData, ServiceKey>,
+    backend_vips: Mapped<ServiceKey>,
     slots: Mapped<abi::Slot>,
     histories: Mapped<abi::History>,
     backends: Mapped<abi::Backend>,
@@ -124,7 +135,7 @@ pub struct Tables {
     node: Mapped<abi::Node>,
     reasons: PerCpuArray<MapData, Counter>,
     backend_counters: PerCpuArray<MapData, Traffic>,
-    members: Array<MapData, abi::Member>,
+    members: Mapped<abi::Member>,
     about: Array<MapData, About>,
     undo: BpfHash<MapData, UndoKey, Undo>,
     written: Settings,
@@ -159,13 +170,13 @@ impl Tables {
         let seed = settings.table_seed;
         let service_index = IndexWriter {
             memory: mapped(object, "service_index", 1 << sizes.service_index_log2)?,
-            content: HashMap::new(),
+            overfull: HashMap::new(),
             log2: sizes.service_index_log2,
             seed,
         };
         let endpoint_index = IndexWriter {
             memory: mapped(object, "endpoint_index", 1 << sizes.endpoint_index_log2)?,
-            content: HashMap::new(),
+            overfull: HashMap::new(),
             log2: sizes.endpoint_index_log2,
             seed,
         };
@@ -181,7 +192,7 @@ impl Tables {
             endpoint_index,
             services: take!(object, "services"),
             vips: take!(object, "vips"),
-            backend_vips: take!(object, "backend_vips"),
+            backend_vips: mapped(object, "backend_vips", sizes.backends as usize)?,
             tx_ports: take!(object, "tx_ports"),
             endpoints: take!(object, "endpoints"),
             bypasses: take!(object, "bypasses"),
@@ -189,7 +200,7 @@ impl Tables {
             node,
             reasons: take!(object, "reasons"),
             backend_counters: take!(object, "backend_counters"),
-            members: take!(object, "members"),
+            members: mapped(object, "members", sizes.backends as usize)?,
             about: take!(object, "about"),
             undo: take!(object, "undo"),
             written: settings,
@@ -241,8 +252,8 @@ impl Tables {
                 }
             }
             MapOp::WriteSlots { offset, slots } => {
-                for (at, slot) in (*offset as usize..).zip(slots) {
-                    self.slots.write(at, *slot);
+                for (at, slot) in (*offset as usize..).zip(slots.slots()) {
+                    self.slots.write(at, slot);
                 }
             }
             MapOp::UpdateSlots { offset, slots } => {
@@ -251,8 +262,8 @@ impl Tables {
                 }
             }
             MapOp::WriteHistory { at, value } => self.histories.write(*at as usize, *value),
-            MapOp::SetBackendVip { id, key } => self.backend_vips.set(*id, key, 0)?,
-            MapOp::SetMember { id, value } => self.members.set(*id, value, 0)?,
+            MapOp::SetBackendVip { id, key } => self.backend_vips.write(*id as usize, *key),
+            MapOp::SetMember { id, value } => self.members.write_member(*id as usize, value),
             MapOp::SetEndpoint { key, value } => {
                 self.endpoints.insert(key, value, 0)?;
                 self.endpoint_index.change(key, Some(endpoint_words(*value)));
@@ -289,7 +300,10 @@ impl Tables {
 
     /// The endpoint at a key, as the return path sees it.
     pub fn endpoint(&self, key: &ServiceKey) -> Option<abi::Endpoint> {
-        self.endpoints.get(key, 0).ok()
+        match self.endpoint_index.get(key) {
+            Some(words) => words.map(endpoint_of),
+            None => self.endpoints.get(key, 0).ok(),
+        }
     }
 
     /// Records a connection that reaches an endpoint without a VIP, unless it is recorded.
@@ -444,6 +458,11 @@ fn service_words(value: abi::Service) -> [u64; 3] {
 fn endpoint_words(value: abi::Endpoint) -> [u64; 4] {
     // SAFETY: both are 32 bytes of plain integers without padding.
     unsafe { std::mem::transmute(value) }
+}
+
+fn endpoint_of(words: [u64; 4]) -> abi::Endpoint {
+    // SAFETY: both are 32 bytes of plain integers without padding.
+    unsafe { std::mem::transmute(words) }
 }
 
 fn sum(values: &PerCpuValues<Traffic>) -> Traffic {

@@ -46,7 +46,8 @@ impl Engine {
         let pins = Pins::new(maps.clone());
         let mut aside = Aside::find(&begun.snapshot.pin_directory)?;
         let beside = aside.as_ref().map(|aside| aside.earlier.beside()).transpose()?;
-        let mut object = object::load_beside(&begun.sizes, Some(&pins), beside.as_ref())?;
+        let (object, ahead) = begun.with_tables(|| object::load_beside(&begun.sizes, Some(&pins), beside.as_ref()));
+        let mut object = object?;
         let clock = Clock::measure(&mut object)?;
         let mut tables = Tables::adopt(&mut object, &begun.sizes)?;
         let earlier = tables.signed_by()?;
@@ -55,7 +56,7 @@ impl Engine {
         for words in &adopted.discarded {
             warn!(discarded = words, "left over by an earlier agent, and removed");
         }
-        let planner = adopted.planner;
+        let planner = adopted.planner.with_ahead(ahead);
         let removed = tables.keep_only(&adopted.used, |key| endpoint_of(&planner, key));
         if let Some(aside) = &mut aside {
             aside.carry(&mut tables, &planner)?;

@@ -35,7 +35,7 @@ use crate::{
     model::{Limits, Snapshot},
     net::Netlink,
     observe::{Observer, meter::Meter},
-    plan::{maglev, planner::Planner},
+    plan::{ahead::Ahead, maglev, planner::Planner},
     privileges::Helper,
     status::{self, Cause},
 };
@@ -110,7 +110,8 @@ impl Engine {
     /// Loads the programs and makes the maps; nothing is attached yet.
     fn load(begun: Begun, undos: Vec<(lb_common::agent::UndoKey, bool)>) -> Result<Self> {
         let pins = Pins::new(begun.snapshot.pin_directory.join(MAPS));
-        let mut object = object::load(&begun.sizes, Some(&pins))?;
+        let (object, ahead) = begun.with_tables(|| object::load(&begun.sizes, Some(&pins)));
+        let mut object = object?;
         let clock = Clock::measure(&mut object)?;
         let mut tables = Tables::new(&mut object, &begun.sizes, settings(&begun.snapshot, clock.hertz))?;
         for (key, was_on) in undos {
@@ -118,7 +119,7 @@ impl Engine {
         }
         settle(&pins, &begun.snapshot.pin_directory)?;
         tables.sign(BUILD)?;
-        let planner = Planner::new(begun.snapshot.capacities).at_hertz(clock.hertz);
+        let planner = Planner::new(begun.snapshot.capacities).at_hertz(clock.hertz).with_ahead(ahead);
         Self::new(begun, object, tables, planner, clock)
     }
 
@@ -180,6 +181,17 @@ pub(super) struct Begun {
     pin_directory: PinDirectory,
     pub sizes: Sizes,
     observer: Observer,
+}
+
+impl Begun {
+    /// Computes the services' Maglev tables while something else goes on that takes as long: the kernel's verifier.
+    pub(super) fn with_tables<T>(&self, something: impl FnOnce() -> T) -> (T, Ahead) {
+        std::thread::scope(|scope| {
+            let ahead = scope.spawn(|| Ahead::of(&self.snapshot.services));
+            let done = something();
+            (done, ahead.join().expect("computing tables does not panic"))
+        })
+    }
 }
 
 /// Once every attached program is of this load.

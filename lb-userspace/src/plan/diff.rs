@@ -380,7 +380,7 @@ fn owner(
     service: Option<&InstalledService>,
     owners: &HashMap<u16, SocketAddr>,
 ) -> Option<SocketAddr> {
-    let Slot { owner, .. } = service?.slots()?.slots()[slot >> (largest - bits?)];
+    let Slot { owner, .. } = service?.slots()?.slot((slot >> (largest - bits?)) as u32);
     owners.get(&owner).copied()
 }
 
@@ -388,7 +388,7 @@ fn count(op: &MapOp, writes: &mut BTreeMap<String, u64>) {
     let (map, entries) = match op {
         MapOp::SetTxPort { .. } => ("tx_ports", 1),
         MapOp::WriteBackends { backends, .. } => ("backends", backends.len()),
-        MapOp::WriteSlots { slots, .. } => ("maglev", slots.len()),
+        MapOp::WriteSlots { slots, .. } => ("maglev", slots.size().slots()),
         MapOp::UpdateSlots { slots, .. } => ("maglev", slots.len()),
         MapOp::WriteHistory { .. } => ("histories", 1),
         MapOp::SetBackendVip { .. } => ("backend_vips", 1),

@@ -28,7 +28,7 @@ mod read_back;
 #[cfg(test)]
 mod tests;
 
-use column::Column;
+pub(super) use column::Column;
 use lists::Lists;
 pub use lists::{List, OWNERS_MAX};
 pub use positions::{Identity, Position, Positions, PositionsFull};
@@ -131,6 +131,15 @@ impl SlotTable {
         Self { owners: Column::new(size.slots()), ..Self::empty(size, limits) }
     }
 
+    /// A table that is new and has these owners.
+    ///
+    /// # Panics
+    /// When `owners` is no [`TableSize`] long.
+    pub fn of(owners: &[Position], limits: Limits) -> Self {
+        let size = TableSize::from_slots(owners.len()).expect("as many owners as a table has slots");
+        Self { owners: owners.iter().map(|owner| owner.0).collect(), ..Self::empty(size, limits) }
+    }
+
     /// Without its slots.
     fn empty(size: TableSize, limits: Limits) -> Self {
         Self {
@@ -167,12 +176,12 @@ impl SlotTable {
     }
 
     /// What the data plane reads. A history that is not 0 is 1 + the place of a list.
-    pub fn slots(&self) -> Vec<Slot> {
-        let mut slots: Vec<Slot> = self.owners.iter().map(|owner| Slot { owner, history: 0 }).collect();
-        for (&slot, moved) in &self.moved {
-            slots[slot as usize].history = moved.reference;
-        }
-        slots
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        let mut moved = self.moved.iter().peekable();
+        (0..).zip(self.owners.iter()).map(move |(slot, owner)| Slot {
+            owner,
+            history: moved.next_if(|(at, _)| **at == slot).map_or(0, |(_, moved)| moved.reference),
+        })
     }
 
     /// One of these.
@@ -419,6 +428,13 @@ impl SlotTable {
         if before != value {
             change.slots.push((slot, value));
         }
+    }
+}
+
+/// Where the data plane reads the same.
+impl PartialEq for SlotTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.slots().eq(other.slots())
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
 pub struct Ids {
     capacity: u32,
     next: u32,
+    /// Whether those from `next` on were never given out by anybody.
+    is_pristine: bool,
     free: Vec<u32>,
     resting: VecDeque<(Duration, u32)>,
 }
@@ -17,7 +19,7 @@ pub struct Ids {
 impl Ids {
     /// All of `0..capacity` free.
     pub const fn new(capacity: u32) -> Self {
-        Self { capacity, next: 0, free: Vec::new(), resting: VecDeque::new() }
+        Self { capacity, next: 0, is_pristine: true, free: Vec::new(), resting: VecDeque::new() }
     }
 
     /// These in use, all others free at once.
@@ -29,7 +31,7 @@ impl Ids {
         assert!(next <= capacity, "identifier {} of {capacity}", next - 1);
         // The lowest is taken first.
         let free = (0..next).rev().filter(|id| !used.contains(id)).collect();
-        Self { capacity, next, free, resting: VecDeque::new() }
+        Self { capacity, next, is_pristine: false, free, resting: VecDeque::new() }
     }
 
     /// The same of another capacity.
@@ -48,12 +50,18 @@ impl Ids {
 
     /// A free identifier, or `None` where all are used or resting.
     pub fn take(&mut self) -> Option<u32> {
-        self.free.pop().or_else(|| {
-            let id = self.next;
-            (id < self.capacity).then(|| {
-                self.next += 1;
-                id
-            })
+        self.take_noted().map(|(id, _)| id)
+    }
+
+    /// The same, and whether something else may have had it before.
+    pub fn take_noted(&mut self) -> Option<(u32, bool)> {
+        if let Some(id) = self.free.pop() {
+            return Some((id, true));
+        }
+        let id = self.next;
+        (id < self.capacity).then(|| {
+            self.next += 1;
+            (id, !self.is_pristine)
         })
     }
 
@@ -85,6 +93,17 @@ mod tests {
         assert!(ids.release_before(Duration::from_secs(4)).is_empty());
         assert_eq!(ids.release_before(Duration::from_secs(5)), [0]);
         assert_eq!((ids.take(), ids.take()), (Some(0), None));
+    }
+
+    #[test]
+    fn only_what_nobody_can_have_had_is_called_new() {
+        let mut ids = Ids::new(2);
+        assert_eq!(ids.take_noted(), Some((0, false)));
+        ids.free(0, Duration::ZERO);
+        ids.release_before(Duration::ZERO);
+        assert_eq!((ids.take_noted(), ids.take_noted()), (Some((0, true)), Some((1, false))));
+        let mut read_back = Ids::in_use(2, &BTreeSet::from([0]));
+        assert_eq!(read_back.take_noted(), Some((1, true)), "an earlier agent may have given it out");
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //!
 //! Everything is integer arithmetic on the identities: every node of a cluster computes the same table.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::OnceLock};
 
 #[cfg(test)]
 mod tests;
@@ -212,7 +212,9 @@ fn propose(claimants: &[Claimant], size: TableSize) -> Vec<u16> {
         let weight = u32::from(claimants[index].weight);
         while missing[index] > 0 {
             let (visit, slot) = walks[index].step();
-            let claim = claim(times[visit] / weight, proposer);
+            // Nearly all have weight 1, and a division takes longer than all the rest.
+            let time = if weight == 1 { times[visit] } else { times[visit] / weight };
+            let claim = claim(time, proposer);
             if claim >= held[slot] {
                 continue;
             }
@@ -233,7 +235,15 @@ fn propose(claimants: &[Claimant], size: TableSize) -> Vec<u16> {
 ///
 /// A walker that visits unvisited slots at the rate `weight` follows this curve, and so comes first to a slot with a
 /// probability proportional to its weight. Rounding is harmless, disagreement between nodes is not: hence integers.
-fn unit_times(size: TableSize) -> Vec<Time> {
+///
+/// Kept for each size: computing them is half the work of a small table.
+fn unit_times(size: TableSize) -> &'static [Time] {
+    static TIMES: [OnceLock<Vec<Time>>; TableSize::MAX.bits as usize + 1] =
+        [const { OnceLock::new() }; TableSize::MAX.bits as usize + 1];
+    TIMES[usize::from(size.bits)].get_or_init(|| computed_unit_times(size))
+}
+
+fn computed_unit_times(size: TableSize) -> Vec<Time> {
     const FRACTION: u32 = 56;
     let slots = size.slots() as u64;
     // ln((n + 1) / (n - 1)) = 2 (1/n + 1/3n³ + 1/5n⁵ + …), summed up over the steps of the curve.

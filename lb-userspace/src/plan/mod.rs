@@ -1,6 +1,7 @@
 //! From what is wanted and what is installed to what must be written: pure.
 
 pub mod adopt;
+pub mod ahead;
 pub mod diff;
 mod difference;
 mod endpoints;

@@ -1,9 +1,13 @@
 //! What must be written to the maps, in order.
 
+use std::sync::Arc;
+
 use lb_common::{
     abi::{Backend, Endpoint, History, Member, Service, ServiceKey, Slot},
     address::Address,
 };
+
+use super::history::SlotTable;
 
 /// One write. A list of them is applied in order: what a later one makes visible is complete by then.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +30,8 @@ pub enum MapOp {
     WriteSlots {
         /// First slot.
         offset: u32,
-        /// Slots.
-        slots: Vec<Slot>,
+        /// The slots; those of all services together would take more memory than everything else.
+        slots: Arc<SlotTable>,
     },
     /// `maglev`, slots that are in use: each is written as one word.
     UpdateSlots {

@@ -12,6 +12,7 @@ use lb_common::abi::{self, ServiceKey};
 use thiserror::Error;
 
 use super::{
+    ahead::Ahead,
     difference::{Applied, Difference},
     ids::Ids,
     maglev,
@@ -172,6 +173,8 @@ pub struct Planner {
     pub(super) leaving: BTreeMap<u32, VipKey>,
     /// Backends that have come so far: [`abi::Member::since`] of the next one.
     pub(super) sequence: u64,
+    /// Tables for the next plan.
+    pub(super) ahead: Ahead,
     /// What the last plan was made from; `None` where that is not known, and everything is looked at.
     pub(super) applied: Option<Applied>,
 }
@@ -197,6 +200,7 @@ impl Planner {
             opaque: BTreeSet::new(),
             leaving: BTreeMap::new(),
             sequence: 0,
+            ahead: Ahead::default(),
             applied: None,
         }
     }
@@ -205,6 +209,12 @@ impl Planner {
     #[must_use]
     pub fn at_hertz(self, hertz: u64) -> Self {
         Self { hertz, ..self }
+    }
+
+    /// With tables for the next plan.
+    #[must_use]
+    pub fn with_ahead(self, ahead: Ahead) -> Self {
+        Self { ahead, ..self }
     }
 
     /// Endpoints of TCP whose sockets cannot be seen, beside those that cannot be asked; planned from the next plan on.

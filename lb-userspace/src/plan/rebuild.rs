@@ -1,16 +1,16 @@
 //! The same installed state in empty maps of other capacities.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
+use lb_common::abi;
 use thiserror::Error;
 
 use super::{
-    history::SlotTable,
     ids::Ids,
     ops::MapOp,
     planner::{PlanError, Planner, VipKey, backend_entries},
     ranges::Ranges,
-    service::{InstalledService, Table, history_entries, lists_of, write_history},
+    service::{InstalledService, Table, entries, history_entries, lists_of, write_history},
 };
 use crate::model::Capacities;
 
@@ -96,11 +96,7 @@ impl Planner {
         }
         if let Some(table) = &mut service.table {
             self.place_table(table)?;
-            table.backends.fill_with(Default::default);
-            for backend in &service.backends {
-                table.backends[usize::from(backend.position.0)] = backend.value;
-            }
-            write_table(table, ops);
+            write_table(table, entries(&service.backends, table.backend_range), ops);
             service.value.slots = table.slot_range.offset;
             service.value.histories = table.history_range.map_or(0, |range| range.offset);
             service.value.backends = table.backend_range.offset;
@@ -117,19 +113,18 @@ impl Planner {
         let size = table.slots.size();
         table.slot_range = self.slots.allocate(size.slots() as u32).ok_or_else(|| full.clone())?;
         table.history_range = Some(self.histories.allocate(u32::from(lists_of(size)).max(1)).ok_or(full)?);
-        let end = table.backends.len() as u32;
-        table.backend_range = self.backend_ranges.allocate(end).ok_or_else(|| self.full_backends())?;
+        table.backend_range =
+            self.backend_ranges.allocate(table.backend_range.len).ok_or_else(|| self.full_backends())?;
         Ok(())
     }
 }
 
-fn write_table(table: &Table, ops: &mut Vec<MapOp>) {
-    let Table { slots, slot_range, history_range, backend_range, backends } = table;
-    let slots: &SlotTable = slots;
+fn write_table(table: &Table, backends: Vec<abi::Backend>, ops: &mut Vec<MapOp>) {
+    let Table { slots, slot_range, history_range, backend_range } = table;
     let histories = history_range.map_or(0, |range| range.offset);
-    ops.push(MapOp::WriteBackends { offset: backend_range.offset, backends: backends.clone() });
+    ops.push(MapOp::WriteBackends { offset: backend_range.offset, backends });
     ops.extend(slots.lists().map(|(place, list)| write_history(histories, place, &list)));
-    ops.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots() });
+    ops.push(MapOp::WriteSlots { offset: slot_range.offset, slots: Arc::clone(slots) });
 }
 
 fn resized(ids: &Ids, (what, key, capacity): (&'static str, &'static str, u32)) -> Result<Ids, RebuildError> {

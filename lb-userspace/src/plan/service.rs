@@ -85,7 +85,7 @@ impl InstalledBackend {
             weight: self.weight,
             position: self.position.0,
             flags: flags.fold(0, |flags, (_, flag)| flags | flag),
-            pad: 0,
+            ..abi::Member::default()
         }
     }
 }
@@ -96,8 +96,6 @@ pub(super) struct Table {
     pub(super) slot_range: Range,
     pub(super) history_range: Option<Range>,
     pub(super) backend_range: Range,
-    /// What stands in the range of backends.
-    pub(super) backends: Vec<abi::Backend>,
 }
 
 impl InstalledService {
@@ -164,8 +162,13 @@ impl Planner {
         if next.table.is_some() && !service.backends.is_empty() || serves {
             let same = next.table.is_some() && next.table_of == table_of;
             next.table_of = table_of;
-            let owners = remembered(service);
-            self.write_table(&mut next, owners, same, &positions, steps)?;
+            let smallest = maglev::table_size(next.table_of.iter().map(|member| member.weight));
+            let size = next.size.map_or(smallest, |size| size.max(smallest));
+            next.size = Some(size);
+            let limits = Limits { lists: lists_of(size), owners: remembered(service) };
+            let column = (!same).then(|| by_position(&self.ahead.owners(&key, &next.table_of, size), &positions));
+            let before = old.as_ref().map_or(&[][..], |old| &old.backends);
+            self.write_table(&mut next, before, limits, column.as_deref(), steps)?;
         } else {
             next.table_of = table_of;
             if let Some(table) = next.table.take() {
@@ -225,8 +228,10 @@ impl Planner {
             let (id, share, since) = match before {
                 Some(before) => (before.value.id, before.share, before.since),
                 None => {
-                    let id = self.backend_ids.take().ok_or_else(|| self.full_backends())?;
-                    steps.prepare.push(MapOp::ClearBackendCounters { id });
+                    let (id, has_counted) = self.backend_ids.take_noted().ok_or_else(|| self.full_backends())?;
+                    if has_counted {
+                        steps.prepare.push(MapOp::ClearBackendCounters { id });
+                    }
                     steps.prepare.push(MapOp::SetBackendVip { id, key: key.to_abi() });
                     let since = self.sequence;
                     self.sequence = since.saturating_add(1);
@@ -259,34 +264,33 @@ impl Planner {
         Ok((backends, members))
     }
 
+    /// `column` are the slots' owners, where they may have changed.
     fn write_table(
         &mut self,
         service: &mut InstalledService,
-        owners: usize,
-        same: bool,
-        positions: &[Position],
+        before: &[InstalledBackend],
+        limits: Limits,
+        column: Option<&[Position]>,
         steps: &mut Steps,
     ) -> Result<(), PlanError> {
-        let smallest = maglev::table_size(service.table_of.iter().map(|member| member.weight));
-        let size = service.size.map_or(smallest, |size| size.max(smallest));
-        service.size = Some(size);
-        let mut slots = match &service.table {
-            Some(table) => Arc::clone(&table.slots),
-            None => Arc::new(SlotTable::new(size, Limits { lists: lists_of(size), owners })),
+        let (slots, change) = match &service.table {
+            None => (Arc::new(SlotTable::of(column.unwrap_or_default(), limits)), Change::default()),
+            Some(table) => {
+                let mut slots = Arc::clone(&table.slots);
+                if slots.remembered() != limits.owners {
+                    Arc::make_mut(&mut slots).remember(limits.owners);
+                }
+                let mut change = Change::default();
+                if let Some(column) = column {
+                    let exists = |position| service.positions.contains(position);
+                    let table = Arc::make_mut(&mut slots);
+                    table.allow(limits.lists);
+                    change = table.change(column, exists, steps.now);
+                }
+                (slots, change)
+            }
         };
-        if slots.remembered() != owners {
-            Arc::make_mut(&mut slots).remember(owners);
-        }
-        let change = if same {
-            Change::default()
-        } else {
-            let column = by_position(&maglev::owners(&service.table_of, size), positions);
-            let exists = |position| service.positions.contains(position);
-            let table = Arc::make_mut(&mut slots);
-            table.allow(lists_of(size));
-            table.change(&column, exists, steps.now)
-        };
-        if !same {
+        if column.is_some() {
             let mut shares = vec![0u32; service.positions.end()];
             for owner in slots.owners().filter(|owner| *owner != abi::NO_OWNER) {
                 shares[usize::from(owner)] += 1;
@@ -295,13 +299,13 @@ impl Planner {
                 backend.share = shares[usize::from(backend.position.0)];
             }
         }
-        let in_place = service.table.as_ref().filter(|_| !change.grown).and_then(|table| fits(table, service));
+        let in_place = service.table.as_ref().filter(|_| !change.grown);
+        let in_place = in_place.and_then(|table| fits(table, &service.backends, before));
         match (in_place, service.table.take()) {
             (Some(written), Some(mut table)) => {
                 for (at, backend) in written {
                     let offset = table.backend_range.offset + at as u32;
                     steps.prepare.push(MapOp::WriteBackends { offset, backends: vec![backend] });
-                    table.backends[at] = backend;
                 }
                 let histories = table.history_range.map_or(0, |range| range.offset);
                 steps.prepare.extend(change.lists.iter().map(|(place, list)| write_history(histories, *place, list)));
@@ -312,9 +316,8 @@ impl Planner {
                 service.table = Some(table);
             }
             (None, Some(mut table)) if !change.grown && change.slots.is_empty() => {
-                let (range, backends) = self.fresh_backends(service, steps)?;
+                let range = self.fresh_backends(service, steps)?;
                 self.backend_ranges.free(std::mem::replace(&mut table.backend_range, range), epoch(steps.now));
-                table.backends = backends;
                 service.table = Some(table);
             }
             (_, old) => {
@@ -340,30 +343,23 @@ impl Planner {
         let size = slots.size();
         let slot_range = self.slots.allocate(size.slots() as u32).ok_or_else(|| full.clone())?;
         let history_range = self.histories.allocate(u32::from(lists_of(size)).max(1)).ok_or(full)?;
-        let (backend_range, backends) = self.fresh_backends(service, steps)?;
+        let backend_range = self.fresh_backends(service, steps)?;
         steps.prepare.extend(slots.lists().map(|(place, list)| write_history(history_range.offset, place, &list)));
-        steps.prepare.push(MapOp::WriteSlots { offset: slot_range.offset, slots: slots.slots() });
+        steps.prepare.push(MapOp::WriteSlots { offset: slot_range.offset, slots: Arc::clone(&slots) });
         service.value.slots = slot_range.offset;
         service.value.slots_log2 = size.bits() as u8;
         service.value.histories = history_range.offset;
-        Ok(Table { slots, slot_range, history_range: Some(history_range), backend_range, backends })
+        Ok(Table { slots, slot_range, history_range: Some(history_range), backend_range })
     }
 
-    fn fresh_backends(
-        &mut self,
-        service: &mut InstalledService,
-        steps: &mut Steps,
-    ) -> Result<(Range, Vec<abi::Backend>), PlanError> {
+    fn fresh_backends(&mut self, service: &mut InstalledService, steps: &mut Steps) -> Result<Range, PlanError> {
         let end = service.positions.end().max(1).next_power_of_two();
         let range = self.backend_ranges.allocate(end as u32).ok_or_else(|| self.full_backends())?;
-        let mut backends = vec![abi::Backend::default(); end];
-        for backend in &service.backends {
-            backends[usize::from(backend.position.0)] = backend.value;
-        }
-        steps.prepare.push(MapOp::WriteBackends { offset: range.offset, backends: backends.clone() });
+        let backends = entries(&service.backends, range);
+        steps.prepare.push(MapOp::WriteBackends { offset: range.offset, backends });
         service.value.backends = range.offset;
         service.value.backends_count = end.min(usize::from(u16::MAX)) as u16;
-        Ok((range, backends))
+        Ok(range)
     }
 
     /// Takes a removed service's ids and ranges back.
@@ -480,14 +476,27 @@ const fn ticks(affinity: Affinity, hertz: u64) -> u32 {
     (affinity.timeout.as_secs() * hertz).div_ceil(1 << COARSE_SHIFT) as u32
 }
 
+/// What stands in a range of backends.
+pub(super) fn entries(backends: &[InstalledBackend], range: Range) -> Vec<abi::Backend> {
+    let mut entries = vec![abi::Backend::default(); range.len as usize];
+    for backend in backends {
+        entries[usize::from(backend.position.0)] = backend.value;
+    }
+    entries
+}
+
 /// The entries of backends to be written where they stand: those that nothing refers to yet. `None` where one that
 /// programs may be reading differs, or one has no room.
-fn fits(table: &Table, service: &InstalledService) -> Option<Vec<(usize, abi::Backend)>> {
+fn fits(
+    table: &Table,
+    backends: &[InstalledBackend],
+    before: &[InstalledBackend],
+) -> Option<Vec<(usize, abi::Backend)>> {
+    let there = entries(before, table.backend_range);
     let mut written = Vec::new();
-    for backend in &service.backends {
+    for backend in backends {
         let at = usize::from(backend.position.0);
-        let there = table.backends.get(at)?;
-        if *there == backend.value {
+        if *there.get(at)? == backend.value {
             continue;
         }
         if table.slots.refers_to(backend.position) {

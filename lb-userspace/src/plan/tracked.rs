@@ -1,14 +1,25 @@
 //! A map that can go back to what it was before a plan, at the price of what the plan has touched.
 
-use std::{collections::BTreeMap, ops::Deref};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+};
 
 /// Reads as the map that it is. Between [`Tracked::begin`] and [`Tracked::commit`] or [`Tracked::roll_back`] the first
 /// change of an entry keeps a copy of it.
 #[derive(Clone, Debug)]
 pub(super) struct Tracked<K, V> {
     entries: BTreeMap<K, V>,
-    /// What was there, of entries that have been touched since the beginning; `None` outside of a plan.
-    before: Option<BTreeMap<K, Option<V>>>,
+    /// `None` outside of a plan.
+    before: Option<Before<K, V>>,
+}
+
+/// What entries were that have been touched since the beginning of a plan.
+#[derive(Clone, Debug)]
+struct Before<K, V> {
+    there: BTreeMap<K, V>,
+    /// At a start these are all, and far smaller without a place for what was not there.
+    not_there: BTreeSet<K>,
 }
 
 impl<K, V> Default for Tracked<K, V> {
@@ -28,26 +39,25 @@ impl<K, V> Deref for Tracked<K, V> {
 impl<K: Ord + Copy, V: Clone> Tracked<K, V> {
     /// From here on changes can be taken back.
     pub fn begin(&mut self) {
-        self.before = Some(BTreeMap::new());
+        self.before = Some(Before { there: BTreeMap::new(), not_there: BTreeSet::new() });
     }
 
     /// What has been changed since the beginning stays.
     pub fn commit(&mut self) {
-        let touched = self.before.take().map_or(0, |before| before.len());
+        let new = self.before.take().map_or(0, |before| before.not_there.len());
         // Entries that came one by one leave a tree of half-empty nodes.
-        if touched > self.entries.len() / 2 {
+        if new > self.entries.len() / 2 {
             self.entries = std::mem::take(&mut self.entries).into_iter().collect();
         }
     }
 
     /// What has been changed since the beginning is as it was.
     pub fn roll_back(&mut self) {
-        for (key, value) in self.before.take().into_iter().flatten() {
-            match value {
-                Some(value) => drop(self.entries.insert(key, value)),
-                None => drop(self.entries.remove(&key)),
-            }
+        let Some(Before { there, not_there }) = self.before.take() else { return };
+        for key in not_there {
+            self.entries.remove(&key);
         }
+        self.entries.extend(there);
     }
 
     pub fn insert(&mut self, key: K, value: V) {
@@ -75,8 +85,13 @@ impl<K: Ord + Copy, V: Clone> Tracked<K, V> {
     }
 
     fn touch(&mut self, key: K) {
-        if let Some(before) = &mut self.before {
-            before.entry(key).or_insert_with(|| self.entries.get(&key).cloned());
+        let Some(Before { there, not_there }) = &mut self.before else { return };
+        if there.contains_key(&key) || not_there.contains(&key) {
+            return;
+        }
+        match self.entries.get(&key) {
+            Some(value) => drop(there.insert(key, value.clone())),
+            None => drop(not_there.insert(key)),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    ahead::Ahead,
     difference::Difference,
     ids::Ids,
     ops::MapOp,
@@ -33,13 +34,18 @@ impl Planner {
         self.services.begin();
         self.endpoints.begin();
         self.vips.begin();
-        match self.try_plan(snapshot, places, now) {
+        let planned = self.try_plan(snapshot, places, now);
+        self.ahead = Ahead::default();
+        match planned {
             Ok(steps) => {
                 self.services.commit();
                 self.endpoints.commit();
                 self.vips.commit();
                 let Steps { prepare, endpoints, show, hide, remove, forget, .. } = steps;
-                Ok([hide, prepare, endpoints, show, remove, forget].into_iter().flatten().collect())
+                let phases = [hide, prepare, endpoints, show, remove, forget];
+                let mut ops = Vec::with_capacity(phases.iter().map(Vec::len).sum());
+                ops.extend(phases.into_iter().flatten());
+                Ok(ops)
             }
             Err(error) => {
                 self.services.roll_back();

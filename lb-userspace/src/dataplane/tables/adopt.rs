@@ -1,5 +1,7 @@
 //! Maps that an earlier agent has filled: taken over as they are, and read back.
 
+use std::collections::HashMap;
+
 use aya::Ebpf;
 use lb_common::{
     abi::{self, ABI_VERSION, ServiceKey, Settings, service_flags},
@@ -7,7 +9,7 @@ use lb_common::{
     flow, index,
 };
 
-use super::{FilterWriter, IndexWriter, Tables, bucket_of, service_words};
+use super::{BucketContent, FilterWriter, IndexWriter, Tables, bucket_of, service_words};
 use crate::{
     dataplane::{DataPlaneError, capacity::Sizes},
     plan::adopt::{Arrays, ReadBack, UsedIds},
@@ -16,16 +18,16 @@ use crate::{
 impl<const V: usize> IndexWriter<V> {
     /// Writes every bucket: an agent that was killed may have left one half written.
     fn fill(&mut self, entries: impl Iterator<Item = (ServiceKey, [u64; V])>) {
+        let mut content: HashMap<usize, BucketContent<V>> = HashMap::new();
         for (key, value) in entries {
-            let bucket = bucket_of(index::hash(&key, self.seed), self.log2);
-            let content = self.content.entry(bucket).or_default();
-            content.reserve_exact(1);
-            content.push((key, value));
+            content.entry(bucket_of(index::hash(&key, self.seed), self.log2)).or_default().push((key, value));
         }
         for (at, bucket) in self.memory.elements().iter().enumerate() {
-            let content = self.content.get(&at).into_iter().flatten();
-            bucket.write(content.map(|(key, value)| (key, *value)));
+            bucket.write(content.get(&at).into_iter().flatten().map(|(key, value)| (key, *value)));
         }
+        content.retain(|_, entries| entries.len() > index::WAYS);
+        content.shrink_to_fit();
+        self.overfull = content;
     }
 }
 
@@ -134,14 +136,14 @@ impl Tables {
     /// What the maps hold.
     pub fn read_back(&self) -> ReadBack {
         let ids = |entries: usize| 0..entries as u32;
-        let member = |id| Some((id, self.members.get(&id, 0).ok().filter(|member| member.flags != 0)?));
+        let member = |id| Some((id, self.members.read(id as usize).filter(|member| member.flags != 0)?));
         let port =
             |id| Some((id, self.tx_ports.get(id, 0).ok().map(|port| port.if_index).filter(|ifindex| *ifindex != 0)?));
         ReadBack {
             services: self.services.iter().filter_map(Result::ok).collect(),
             vips: self.vips.iter().filter_map(Result::ok).collect(),
             endpoints: self.endpoints.iter().filter_map(Result::ok).collect(),
-            members: ids(self.members.len() as usize).filter_map(member).collect(),
+            members: ids(self.members.len()).filter_map(member).collect(),
             tx_ports: ids(self.tx_ports.len() as usize).filter_map(port).collect(),
         }
     }

@@ -234,8 +234,7 @@ impl<'a, A: Arrays> Services<'a, A> {
             backend.share = shares[usize::from(backend.position.0)];
         }
         let history_range = Some(history_range);
-        let (backend_range, backends) = (found.backends, found.entries);
-        Table { slots: Arc::new(slots), slot_range, history_range, backend_range, backends }
+        Table { slots: Arc::new(slots), slot_range, history_range, backend_range: found.backends }
     }
 
     /// Endpoints by what all their services have, in the order in which they got them.

@@ -44,7 +44,12 @@ fn installed(planner: &Planner) -> String {
         }
         if let Some(slots) = service.slots() {
             let lists: Vec<_> = slots.lists().collect();
-            text += &format!("  {:?} {} {lists:?} {:?}\n", slots.slots(), slots.moved(), slots.remembered());
+            text += &format!(
+                "  {:?} {} {lists:?} {:?}\n",
+                slots.slots().collect::<Vec<_>>(),
+                slots.moved(),
+                slots.remembered()
+            );
         }
     }
     for (key, endpoint) in planner.endpoints() {

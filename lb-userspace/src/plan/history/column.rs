@@ -4,7 +4,7 @@ use crate::plan::maglev::NO_OWNER;
 
 /// Numbers of 16 bits, each in 4, 8 or 16 bits: as many as the highest of them needs. [`NO_OWNER`] is all ones.
 #[derive(Clone, Debug)]
-pub(super) struct Column {
+pub(in crate::plan) struct Column {
     len: usize,
     width: u32,
     words: Vec<u64>,
@@ -15,11 +15,7 @@ const WIDTH_MIN: u32 = 4;
 impl Column {
     /// So many times [`NO_OWNER`].
     pub fn new(len: usize) -> Self {
-        Self::of_width(len, WIDTH_MIN)
-    }
-
-    fn of_width(len: usize, width: u32) -> Self {
-        Self { len, width, words: vec![u64::MAX; len.div_ceil(per_word(width))] }
+        Self { len, width: WIDTH_MIN, words: vec![u64::MAX; len.div_ceil(per_word(WIDTH_MIN))] }
     }
 
     pub const fn len(&self) -> usize {
@@ -56,19 +52,23 @@ impl Column {
 
     /// Each element four times.
     pub fn grown(&self) -> Self {
-        self.copied(4 * self.len, self.width, self.iter().flat_map(|value| [value; 4]))
+        Self::packed(4 * self.len, self.width, self.iter().flat_map(|value| [value; 4]))
     }
 
     fn widened(&self) -> Self {
-        self.copied(self.len, 2 * self.width, self.iter())
+        Self::packed(self.len, 2 * self.width, self.iter())
     }
 
-    fn copied(&self, len: usize, width: u32, values: impl Iterator<Item = u16>) -> Self {
-        let mut copy = Self::of_width(len, width);
-        for (at, value) in values.enumerate() {
-            copy.set(at, value);
-        }
-        copy
+    /// Of as many values as that, none of which needs more bits.
+    fn packed(len: usize, width: u32, mut values: impl Iterator<Item = u16>) -> Self {
+        let word = |_| {
+            let of_word = values.by_ref().take(per_word(width)).zip((0..).step_by(width as usize));
+            // What is no element any more is all ones, as in a new column.
+            of_word.fold(u64::MAX, |word, (value, shift)| {
+                word & !(mask(width) << shift) | (u64::from(value) & mask(width)) << shift
+            })
+        };
+        Self { len, width, words: (0..len.div_ceil(per_word(width))).map(word).collect() }
     }
 
     const fn place(&self, at: usize) -> (usize, u32) {
@@ -85,11 +85,10 @@ impl Column {
 impl FromIterator<u16> for Column {
     fn from_iter<I: IntoIterator<Item = u16>>(values: I) -> Self {
         let values: Vec<u16> = values.into_iter().collect();
-        let mut column = Self::new(values.len());
-        for (at, value) in values.into_iter().enumerate() {
-            column.set(at, value);
-        }
-        column
+        let highest = values.iter().filter(|value| **value != NO_OWNER).max().copied().unwrap_or_default();
+        let suffices = |width: &u32| u64::from(highest) < mask(*width);
+        let width = [WIDTH_MIN, 8].into_iter().find(suffices).unwrap_or(16);
+        Self::packed(values.len(), width, values.into_iter())
     }
 }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     model::{Limits, Observation, Snapshot, Uplink, XdpModeChoice},
-    plan::{history::SlotTable, ops::MapOp, service::InstalledBackend},
+    plan::{ops::MapOp, service::InstalledBackend},
 };
 
 /// The maps, as the programs read them.
@@ -29,7 +29,7 @@ impl Maps {
         match op.clone() {
             MapOp::SetTxPort { id, ifindex } => drop(self.tx_ports.insert(id, ifindex)),
             MapOp::WriteBackends { offset, backends } => self.backends.extend((offset..).zip(backends)),
-            MapOp::WriteSlots { offset, slots } => self.slots.extend((offset..).zip(slots)),
+            MapOp::WriteSlots { offset, slots } => self.slots.extend((offset..).zip(slots.slots())),
             MapOp::UpdateSlots { offset, slots } => {
                 self.slots.extend(slots.into_iter().map(|(at, slot)| (offset + at, slot)));
             }
@@ -362,7 +362,7 @@ proptest! {
                 ((address, RungChoice::Only(Rung::Stack)), Place { rung: Rung::Stack, ..place })
             }));
             planner.set_opaque(opaque.into_iter().map(|last| EndpointKey::new(ip(last), Protocol::Tcp, 80)).collect());
-            let mut whole = planner.clone();
+            let mut whole = planner.clone().with_ahead(Ahead::of(&wanted.services));
             whole.applied = None;
             let before = state_of(&planner);
             let (ops, all) = (planner.plan(&wanted, &places, now), whole.plan(&wanted, &places, now));
@@ -379,8 +379,7 @@ proptest! {
 /// All of a planner, hashes in order.
 fn state_of(planner: &Planner) -> String {
     let ports: BTreeMap<_, _> = planner.port_users.iter().filter(|(_, users)| **users != 0).collect();
-    let services: Vec<_> =
-        planner.services.values().map(|s| (s.value, &s.backends, s.replies, s.slots().map(SlotTable::slots))).collect();
+    let services: Vec<_> = planner.services.values().map(|s| (s.value, &s.backends, s.replies, s.slots())).collect();
     let ids = [&planner.service_ids, &planner.backend_ids, &planner.endpoint_ids, &planner.tx_port_ids];
     let room = [&planner.slots, &planner.histories, &planner.backend_ranges]
         .map(|ranges| (ranges.available(), ranges.longest()));

@@ -68,13 +68,13 @@ fn maglev_figures() -> Vec<Figure> {
     let (mut written, mut differ) = (0, 0);
     for round in 0..REBUILDS {
         members[round].weight = 0;
-        let before: Vec<_> = table.slots().to_vec();
+        let before: Vec<_> = table.slots().collect();
         let began = Instant::now();
         let column = by_position(&maglev::owners(&members, size), &positions);
         let change = table.change(&column, |_| true, Duration::from_secs(round as u64));
         times.push(began.elapsed());
         written += change.slots.len();
-        differ += table.slots().iter().zip(&before).filter(|(now, before)| now != before).count();
+        differ += table.slots().zip(before).filter(|(now, before)| now != before).count();
     }
     vec![
         Figure::time("Maglev rebuild, 1,000 backends, 131,072 slots, one drained", median(times), Some(10.0)),

@@ -76,7 +76,7 @@ impl Maps {
                 self.backends[offset as usize..][..backends.len()].copy_from_slice(&backends);
             }
             MapOp::WriteSlots { offset, slots } => {
-                self.slots[offset as usize..][..slots.len()].copy_from_slice(&slots);
+                (offset as usize..).zip(slots.slots()).for_each(|(at, slot)| self.slots[at] = slot);
             }
             MapOp::UpdateSlots { offset, slots } => {
                 slots.into_iter().for_each(|(at, slot)| self.slots[(offset + at) as usize] = slot);

@@ -36,8 +36,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// In MiB: megabytes are meant by the target, and a mebibyte is more.
 const MEGABYTE: f64 = 1e6;
 
-/// Slots of 10,000 tables of 2,048, twice, in the next power of two.
-const CAPACITIES: &str = "capacities:\n  services: 10000\n  backends: 100000\n  maglevSlots: 67108864\n";
+/// Some room for what comes while what goes rests, and slots of 10,000 tables of 2,048, twice, in the next power of two.
+const CAPACITIES: &str = "capacities:\n  services: 10200\n  backends: 102000\n  maglevSlots: 67108864\n";
 
 /// Each (family, protocol) has a quarter of the services, and the ports of two addresses suffice.
 fn service(number: usize, lab: &Lab, drained: bool) -> Service {
