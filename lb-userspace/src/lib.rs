@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod engine;
 mod failure;
 pub mod health;
+mod memory;
 pub mod model;
 pub mod net;
 pub mod observe;

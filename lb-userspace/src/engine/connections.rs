@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use super::{Engine, flows::FLOW_LIFETIME};
 use crate::{
+    memory,
     model::Protocol,
     net::{
         links::PodInterface,
@@ -58,7 +59,7 @@ impl Engine {
         }
         if many {
             self.pending.shrink_to_fit();
-            release_memory();
+            memory::release();
         }
         Ok(())
     }
@@ -209,15 +210,6 @@ impl Engine {
             self.tables.clear_bypass_count(endpoint);
         }
     }
-}
-
-/// Gives freed memory back to the kernel, which the allocator keeps for later: an agent needs as much never again.
-fn release_memory() {
-    // SAFETY: takes no memory that is in use, and has no preconditions.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 fn key_of(connection: &Connection) -> BypassKey {
