@@ -5,13 +5,18 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::symlink},
     },
     path::{Path, PathBuf},
 };
 
-use super::DataPlaneError;
+use aya_obj::generated::{bpf_cmd, bpf_link_info};
+
+use super::{
+    DataPlaneError,
+    syscall::{self, Facts},
+};
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -175,33 +180,30 @@ fn mark(directory: &Path, name: &str) -> io::Result<()> {
 
 /// The interface that a pinned link is attached to; `None` where that is gone and the link leads nowhere.
 pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
-    let info = link_info(pin)?;
-    Ok((info.interface != 0).then_some(info.interface))
+    let facts = link_info(pin)?;
+    // SAFETY: an agent's links are of XDP and of tcx, both with the interface in this place; any bytes are a number.
+    let interface = unsafe { facts.__bindgen_anon_1.tcx.ifindex };
+    Ok((interface != 0).then_some(interface))
 }
 
 /// The id of the program behind a pinned link.
 pub fn program_of(pin: &Path) -> io::Result<u32> {
-    Ok(link_info(pin)?.program_id)
+    Ok(link_info(pin)?.prog_id)
 }
 
-fn link_info(pin: &Path) -> io::Result<LinkInfo> {
-    let link = open_pinned(pin, 0)?;
-    let mut info = LinkInfo::default();
-    let attributes = InfoAttributes {
-        descriptor: link.as_raw_fd() as u32,
-        length: size_of::<LinkInfo>() as u32,
-        info: std::ptr::from_mut(&mut info) as u64,
-    };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
-    Ok(info)
+fn link_info(pin: &Path) -> io::Result<bpf_link_info> {
+    let mut facts = bpf_link_info::unknown();
+    syscall::info(open_pinned(pin, 0)?.as_fd(), &mut facts)?;
+    Ok(facts)
 }
 
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
 /// and until then refuses the next program in the same place.
 pub fn detach(pin: &Path) -> io::Result<()> {
     let link = open_pinned(pin, 0)?;
-    let attributes = libc::c_uint::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
-    let detached = bpf(BPF_LINK_DETACH, &attributes);
+    let detached = syscall::bpf(bpf_cmd::BPF_LINK_DETACH, |attributes| {
+        attributes.link_detach.link_fd = link.as_raw_fd() as u32;
+    });
     fs::remove_file(pin)?;
     match detached {
         // Its interface is gone.
@@ -220,51 +222,10 @@ pub(super) fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
 
 fn open_pinned(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags };
-    let descriptor = bpf(BPF_OBJ_GET, &attributes)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
-const BPF_OBJ_GET: libc::c_int = 7;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BPF_LINK_DETACH: libc::c_int = 34;
-
-/// What `BPF_OBJ_GET` reads of `union bpf_attr`.
-#[repr(C)]
-struct ObjectAttributes {
-    path: u64,
-    descriptor: u32,
-    flags: u32,
-}
-
-/// What `BPF_OBJ_GET_INFO_BY_FD` reads of `union bpf_attr`.
-#[repr(C)]
-struct InfoAttributes {
-    descriptor: u32,
-    length: u32,
-    info: u64,
-}
-
-/// The beginning of `struct bpf_link_info`, as links of XDP and of tcx fill it in.
-#[repr(C, align(8))]
-#[derive(Default)]
-struct LinkInfo {
-    kind: u32,
-    id: u32,
-    program_id: u32,
-    pad: u32,
-    interface: u32,
-    attach_type: u32,
-}
-
-/// bpf(2) with a command that writes nothing back to its attributes.
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    let pointer = std::ptr::from_ref(attributes);
-    // SAFETY: the pointer and length describe `attributes`, which lives across the call and has no padding.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+    syscall::open(bpf_cmd::BPF_OBJ_GET, |attributes| {
+        attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+        attributes.__bindgen_anon_4.file_flags = flags;
+    })
 }
 
 /// A bpffs over files would hide them from everybody.

@@ -16,6 +16,7 @@ mod raw;
 pub mod remains;
 mod signals;
 pub mod summed;
+mod syscall;
 pub mod tables;
 
 use std::{io, path::PathBuf};

@@ -1,15 +1,16 @@
 //! Reads the layout of a map from the kernel.
 
 use std::{
-    fs, io, mem,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    fs, io,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_btf_info, bpf_cmd, bpf_map_info};
+use aya_obj::generated::{bpf_btf_info, bpf_cmd, bpf_map_info};
 use thiserror::Error;
 
 use super::{Btf, Layout, LayoutError};
+use crate::dataplane::syscall::{self, Facts as _, info};
 
 /// What the kernel calls the file of a map (kernel/bpf/syscall.c, `bpf_map_new_fd`).
 const MAP_FILE: &str = "anon_inode:bpf-map";
@@ -91,8 +92,7 @@ impl MapLayout {
         if file.to_str() != Some(MAP_FILE) {
             return Err(MapLayoutError::NoMap { file });
         }
-        // SAFETY: plain integers, for which zero is a value.
-        let mut facts: bpf_map_info = unsafe { mem::zeroed() };
+        let mut facts = bpf_map_info::unknown();
         info(map, &mut facts).map_err(ask("asking for the map's facts", ""))?;
         if facts.btf_id == 0 {
             return Err(MapLayoutError::NoTypes { map_type: facts.type_ });
@@ -122,46 +122,16 @@ fn layout(types: &Btf<'_>, part: &'static str, id: u32, size: u32) -> Result<Lay
 
 /// The type information with this id, as it was loaded.
 fn types(id: u32) -> io::Result<Vec<u8>> {
-    let mut attributes = empty();
-    attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
-    let descriptor = bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attributes)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    let types = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    // SAFETY: plain integers, for which zero is a value.
-    let mut facts: bpf_btf_info = unsafe { mem::zeroed() };
+    let types = syscall::open(bpf_cmd::BPF_BTF_GET_FD_BY_ID, |attributes| {
+        attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+    })?;
+    let mut facts = bpf_btf_info::unknown();
     info(types.as_fd(), &mut facts)?;
     // It never changes, so it is as long the second time.
     let mut bytes = vec![0; facts.btf_size as usize];
-    // SAFETY: as above.
-    facts = unsafe { mem::zeroed() };
+    facts = bpf_btf_info::unknown();
     facts.btf = bytes.as_mut_ptr() as u64;
     facts.btf_size = bytes.len() as u32;
     info(types.as_fd(), &mut facts)?;
     Ok(bytes)
-}
-
-/// What the kernel says of an object: plain integers, any of which it may write.
-trait Facts {}
-impl Facts for bpf_map_info {}
-impl Facts for bpf_btf_info {}
-
-/// Addresses in `facts` are of buffers that live across the call.
-fn info<T: Facts>(object: BorrowedFd<'_>, facts: &mut T) -> io::Result<()> {
-    let mut attributes = empty();
-    attributes.info.bpf_fd = object.as_raw_fd() as u32;
-    attributes.info.info_len = size_of::<T>() as u32;
-    attributes.info.info = (&raw mut *facts) as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
-}
-
-fn empty() -> bpf_attr {
-    // SAFETY: a union of plain integers, for which zero is a value.
-    unsafe { mem::zeroed() }
-}
-
-fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_int> {
-    // SAFETY: the attributes live across the call and have the size that is given; addresses in them are of buffers
-    // that live as long.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attributes, size_of::<bpf_attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
