@@ -56,6 +56,7 @@ use crate::{
     dataplane::{bpffs::PinDirectory, capacity::Sizes, object::Clock, programs::Attached, tables::Tables},
     failure,
     health::targets::without_failed,
+    memory,
     model::Snapshot,
     net::{
         Netlink,
@@ -156,6 +157,8 @@ pub fn run(config: &Path) -> Result<()> {
         let mut engine = Engine::start(snapshot, lock, helper, observer)?;
         engine.preflight = preflight::Findings::of_start(found);
         engine.note_attached();
+        // Adopting many services takes twice as much as having them.
+        memory::release();
         // Threads come after the privileges have gone.
         let begun = privileges::relinquish().map_err(anyhow::Error::from).and_then(|()| {
             ends.begin(&observation).context("cannot start the thread that serves metrics")?;
