@@ -1,6 +1,7 @@
 //! What the tests of Sluice share: packet builders, the namespace lab, real programs.
 
 pub mod agent;
+pub mod clock;
 pub mod kernel;
 pub mod lab;
 pub mod life;

@@ -19,6 +19,7 @@ use self::{
 };
 use crate::{
     agent::{Agent, Configuration},
+    clock::ahead,
     lab::{ELEMENT, Family, Lab, NODE, Namespace, Options, vip},
     pinned::Pinned,
     programs::conversation::{self, Speaker},
@@ -274,6 +275,16 @@ impl Life {
     /// Starts an agent of this binary, and waits until everything is in force.
     pub fn start(&mut self, binary: Option<&str>, wish: &Wish) -> Result<()> {
         let agent = Agent::start_binary(&self.lab, binary, &yaml(&self.lab, wish))?;
+        self.go_on_with(agent, wish)
+    }
+
+    /// As [`start`](Self::start), an agent whose clock is so far ahead.
+    pub fn start_ahead(&mut self, by: Duration, wish: &Wish) -> Result<()> {
+        let agent = Agent::start_as(&self.lab, &yaml(&self.lab, wish), |command| ahead(command, by))?;
+        self.go_on_with(agent, wish)
+    }
+
+    fn go_on_with(&mut self, agent: Agent, wish: &Wish) -> Result<()> {
         settled(&agent, wish)?;
         self.agent = Some(agent);
         self.wish = wish.clone();

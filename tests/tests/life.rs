@@ -12,6 +12,8 @@ use lb_tests::{
 
 /// Environment variable that names the agent of another ABI.
 const NEXT_BINARY: &str = "SLUICE_NEXT_BIN";
+/// How far an agent's clock may be ahead of another's.
+const HOURS: Duration = Duration::from_secs(10 * 3600);
 /// What happens to the agent.
 struct Scenario {
     name: &'static str,
@@ -28,6 +30,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "another uplink goes down and comes up", run: other_uplink },
     Scenario { name: "netlink overrun", run: overrun },
     Scenario { name: "killed while it starts", run: killed_while_starting },
+    Scenario { name: "the next agent's clock is hours ahead, and the next one's hours behind", run: clocks },
     Scenario { name: "a pod restarts", run: pod_restarts },
 ];
 
@@ -129,6 +132,20 @@ fn killed_while_starting(life: &mut Life) -> Result<()> {
         life.start_and_kill_at(text).with_context(|| text)?;
         life.start(None, &Wish::default())?;
     }
+    Ok(())
+}
+
+/// Each looks at all records and at the pods' sockets, which takes it five seconds; ages are told by the kernel's ticks.
+fn clocks(life: &mut Life) -> Result<()> {
+    for by in [HOURS, Duration::ZERO] {
+        life.kill()?;
+        life.start_ahead(by, &Wish::default())?;
+        life.agent()?.wait_status("the agent to have looked at all that is recorded", |status| {
+            (status["uptimeSeconds"].as_u64()? > 6).then_some(())
+        })?;
+        life.check("another clock")?;
+    }
+    ensure!(life.moved()? > 0, "no session is in a slot that has moved any more");
     Ok(())
 }
 
