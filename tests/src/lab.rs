@@ -208,22 +208,39 @@ impl Lab {
         pod.rewire(&self.node, options)
     }
 
+    /// Removes the node's uplink and makes it anew, with all that hangs on it.
+    pub fn renew_uplink(&mut self) -> Result<()> {
+        self.node.ip(&format!("link del {UPLINK}"))?;
+        self.join_uplink()?;
+        match self.router_program.take() {
+            Some(_) => self.attach_router_program(),
+            None => Ok(()),
+        }
+    }
+
     fn join(&self) -> Result<()> {
-        let router = self.router.name();
         // Made where it belongs: a link that moves between namespaces takes its IPv6 settings along.
-        self.element.ip(&format!("link add eth0 type veth peer name client0 netns {router}"))?;
-        self.node.ip(&format!("link add {UPLINK} type veth peer name {ROUTER_END} netns {router}"))?;
+        self.element.ip(&format!("link add eth0 type veth peer name client0 netns {}", self.router.name()))?;
         for namespace in [&self.router, &self.node] {
             namespace.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
         }
         self.element.ip("link set eth0 up\n\
              address add 192.0.2.10/24 dev eth0\n\
              address add 2001:db8:1::10/64 dev eth0 nodad\n")?;
-        self.router.ip(&format!(
-            "link set client0 up\n\
-             link set {ROUTER_END} up\n\
+        self.router.ip("link set client0 up\n\
              address add 192.0.2.1/24 dev client0\n\
-             address add 2001:db8:1::1/64 dev client0 nodad\n\
+             address add 2001:db8:1::1/64 dev client0 nodad\n")?;
+        self.element.ip("route add default via 192.0.2.1\nroute add default via 2001:db8:1::1\n")?;
+        self.element.checksum_offload("eth0", false)?;
+        self.router.checksum_offload("client0", false)?;
+        self.join_uplink()
+    }
+
+    fn join_uplink(&self) -> Result<()> {
+        let router = self.router.name();
+        self.node.ip(&format!("link add {UPLINK} type veth peer name {ROUTER_END} netns {router}"))?;
+        self.router.ip(&format!(
+            "link set {ROUTER_END} up\n\
              address add 198.51.100.1/24 dev {ROUTER_END}\n\
              address add 2001:db8:2::1/64 dev {ROUTER_END} nodad\n"
         ))?;
@@ -235,17 +252,13 @@ impl Lab {
              route add default via 2001:db8:2::1\n",
             NODE.v4, NODE.v6
         ))?;
-        self.element.ip("route add default via 192.0.2.1\nroute add default via 2001:db8:1::1\n")?;
         for prefix in ["10.96.0.0/24", pods::PREFIX_V4] {
             self.router.ip(&format!("route add {prefix} via {}\n", NODE.v4))?;
         }
         for prefix in ["fd00:96::/64", pods::PREFIX_V6] {
             self.router.ip(&format!("route add {prefix} via {}\n", NODE.v6))?;
         }
-        self.element.checksum_offload("eth0", false)?;
-        for interface in ["client0", ROUTER_END] {
-            self.router.checksum_offload(interface, false)?;
-        }
+        self.router.checksum_offload(ROUTER_END, false)?;
         self.node.checksum_offload(UPLINK, self.options.checksum_offload)
     }
 }
