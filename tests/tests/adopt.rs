@@ -11,8 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::{
+    EbpfLoader,
+    maps::{Array, Map, MapData},
+};
+use lb_common::{abi::ABI_VERSION, agent::About};
 use lb_tests::{
     agent::{Agent, Configuration, Service, available, check_nothing_left},
+    kernel::object,
     lab::{Family, Lab, Options, ROUTER_END, vip, wait_until},
     programs::{
         PATIENCE,
@@ -329,6 +335,90 @@ fn capacities_that_what_is_installed_does_not_fit_are_refused_and_the_data_plane
     check_refused(&scene, &mut sessions, &bypasses, &["capacities.bypasses cannot become 3", "4 are", detach])?;
     let agent = scene.start(&small("{services: 4, backends: 8, maglevSlots: 4096, bypasses: 8, flows: 1024}"))?;
     go_on(&mut sessions, "with capacities that fit")?;
+    agent.stop()?;
+    check_nothing_left(&scene.lab)
+}
+
+/// Exchanges two words of equal length where they stand as whole strings, as names do in an object's types.
+fn exchange(bytes: &mut [u8], one: &str, other: &str) -> Result<()> {
+    let terminated = |word: &str| [b"\0", word.as_bytes(), b"\0"].concat();
+    let (one, other) = (terminated(one), terminated(other));
+    ensure!(one.len() == other.len(), "of different length");
+    let mut found = [false; 2];
+    for at in 0..=bytes.len() - one.len() {
+        let window = &mut bytes[at..at + one.len()];
+        if window == one {
+            (found[0], ()) = (true, window.copy_from_slice(&other));
+        } else if window == other {
+            (found[1], ()) = (true, window.copy_from_slice(&one));
+        }
+    }
+    ensure!(found == [true; 2], "not in the object");
+    Ok(())
+}
+
+/// What a release that nobody knows yet might leave: a data plane of another ABI that has no way to this one.
+#[test]
+fn a_data_plane_of_an_abi_that_cannot_be_converted_is_refused_and_goes_on() -> Result<()> {
+    let Some(object) = object().filter(|_| available("adopt")) else { return Ok(()) };
+    let scene = Scene::new("abi", 1)?;
+    let yaml = scene.yaml() + CAPACITIES;
+    let agent = scene.start(&yaml)?;
+    let mut sessions = scene.open()?;
+    agent.kill()?;
+    let maps = scene.pins().join("maps");
+    let sign = |abi_version| -> Result<()> {
+        let map = Map::Array(MapData::from_pin(maps.join("about"))?);
+        let mut about: Array<_, About> = map.try_into()?;
+        let signed = about.get(&0, 0)?;
+        about.set(0, About { abi_version, ..signed }, 0).context("about")
+    };
+    sign(ABI_VERSION + 100)?;
+    // A number where this ABI has an address, and an address where it has a number.
+    let mut bytes = fs::read(object)?;
+    exchange(&mut bytes, "address", "ifindex")?;
+    let other = EbpfLoader::new().load(&bytes)?;
+    let (path, kept) = (maps.join("backends"), maps.with_file_name("kept"));
+    type Put<'a> = Box<dyn Fn() -> Result<()> + 'a>;
+    let without_types: Put = Box::new(|| {
+        bpftool(&[
+            "map",
+            "create",
+            &shown(&path),
+            "type",
+            "array",
+            "key",
+            "4",
+            "value",
+            "64",
+            "entries",
+            "9",
+            "name",
+            "b",
+        ])
+        .map(drop)
+    });
+    let of_another_kind: Put = Box::new(|| match other.map("backends") {
+        Some(Map::Array(data)) => Ok(data.pin(&path)?),
+        _ => anyhow::bail!("no such array"),
+    });
+    let gone: Put = Box::new(|| Ok(()));
+    for (put, wanted) in [
+        (of_another_kind, "its entries cannot be carried over"),
+        (without_types, "carries no types"),
+        (gone, "cannot be read as a map"),
+    ] {
+        fs::rename(&path, &kept)?;
+        put()?;
+        check_refused(&scene, &mut sessions, &yaml, &[&shown(&path), wanted, "sluice detach"])?;
+        if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        fs::rename(&kept, &path)?;
+    }
+    sign(ABI_VERSION)?;
+    let agent = scene.start(&yaml)?;
+    go_on(&mut sessions, "as it was again")?;
     agent.stop()?;
     check_nothing_left(&scene.lab)
 }
