@@ -186,6 +186,20 @@ impl Sessions<'_> {
     }
 }
 
+/// Opens sessions, and lets them speak until the first pod is found.
+fn find(agent: &Agent, sessions: &mut Sessions) -> Result<()> {
+    sessions.open(0, &[0, 1])?;
+    ensure!(is_opaque(agent, 0)? == [false; 2], "opaque before it has said anything");
+    let begun = Instant::now();
+    while is_opaque(agent, 0)? != [true; 2] {
+        let found = watched(sessions.lab, agent);
+        ensure!(begun.elapsed() < FIND_LIMIT, "not found; without and with a socket: {found:?}");
+        sessions.exchange("until it is found").with_context(|| agent.log_tail())?;
+    }
+    println!("found after {:.1} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
 fn run(kind: Kind, rung: &str) -> Result<()> {
     let pod_link = if kind == Kind::UserSpace { PodLink::Bridge } else { PodLink::Routed };
     let mut lab = Lab::new("opaque", Options { pods: 3, pod_link, ..Options::default() })?;
@@ -203,14 +217,7 @@ fn run(kind: Kind, rung: &str) -> Result<()> {
     settle(&mut agent, &lab, rung, 2, &[])?;
     let resets = Resets::of(&lab.element)?;
     let mut sessions = Sessions { lab: &lab, listeners, open: Vec::new() };
-    sessions.open(0, &[0, 1])?;
-    ensure!(is_opaque(&agent, 0)? == [false; 2], "opaque before it has said anything");
-    let begun = Instant::now();
-    while is_opaque(&agent, 0)? != [true; 2] {
-        ensure!(begun.elapsed() < FIND_LIMIT, "not found; without and with a socket: {:?}", watched(&lab, &agent)?);
-        sessions.exchange("until it is found").with_context(|| agent.log_tail())?;
-    }
-    println!("{kind:?} by {rung}: found after {:.1} s", begun.elapsed().as_secs_f64());
+    find(&agent, &mut sessions).with_context(|| format!("{kind:?} by {rung}"))?;
     settle(&mut agent, &lab, rung, 2, &[])?;
     sessions.exchange("found")?;
     let table = agent.status_table()?;
@@ -265,6 +272,42 @@ fn a_listener_that_is_bound_to_a_device() {
 #[test]
 fn tcp_in_user_space() {
     test(Kind::UserSpace, "redirect");
+}
+
+/// What was found stays found, and the records of its sessions are what leads to them: their slots have moved.
+#[test]
+fn an_opaque_pod_and_its_sessions_are_known_to_the_agents_that_come_after() -> Result<()> {
+    const LARGER: &str = "capacities: {services: 200, backends: 500, bypasses: 9000, flows: 262144}\n";
+    if !available("pods whose sockets cannot be seen") {
+        return Ok(());
+    }
+    let mut lab = Lab::new("opaque", Options { pods: 2, ..Options::default() })?;
+    lab.attach_router_program()?;
+    let lab = lab;
+    let service = start(Kind::Mesh { app: false }, &lab)?;
+    let listeners = vec![service.listener.try_clone()?, conversation::listen(&lab.pods[1].namespace, POD_PORT)?];
+    let mut agent = Agent::start_with(&lab, &yaml(&lab, "redirect", 2, &[]))?;
+    settle(&mut agent, &lab, "redirect", 2, &[])?;
+    let resets = Resets::of(&lab.element)?;
+    let mut sessions = Sessions { lab: &lab, listeners, open: Vec::new() };
+    find(&agent, &mut sessions)?;
+    settle(&mut agent, &lab, "redirect", 2, &[])?;
+    sessions.exchange("found")?;
+    settle(&mut agent, &lab, "redirect", 2, &[0])?;
+    sessions.exchange("draining")?;
+    for capacities in ["", LARGER] {
+        agent.kill()?;
+        sessions.exchange("without an agent")?;
+        agent = Agent::start_with(&lab, &(yaml(&lab, "redirect", 2, &[0]) + capacities))?;
+        ensure!(is_opaque(&agent, 0)? == [true, true], "an opaque pod is forgotten");
+        ensure!(is_opaque(&agent, 1)? == [false, false], "another pod is taken for opaque");
+        sessions.exchange_from_pods("with the next agent").with_context(|| agent.log_tail())?;
+        sessions.exchange("with the next agent")?;
+    }
+    sessions.open(1, &[1])?;
+    ensure!(Resets::of(&lab.element)? == resets, "connections were reset");
+    drop(sessions);
+    agent.stop()
 }
 
 /// Addresses of the element that clients use in turn: what is looked after is so once a second for each.
