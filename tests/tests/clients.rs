@@ -15,6 +15,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::abi::{Service, ServiceKey, service_flags};
 use lb_tests::{
     agent::{Agent, Configuration, available},
+    clock::ahead,
     lab::{ELEMENT, Family, Lab, Options, vip, wait_until},
     packets::random::Random,
     programs::conversation::{self, Conversation, Speaker},
@@ -33,6 +34,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Within a tick of their clock records are equally old, and a bucket that is full gives any of them up: so there is room.
 const CAPACITIES: &str =
     "capacities: {services: 16, backends: 64, maglevSlots: 1048576, bypasses: 256, flows: 65536}\n";
+
+const LARGER: &str = "capacities: {services: 20, backends: 90, maglevSlots: 2097152, bypasses: 512, flows: 262144}\n";
+/// How far the next agent's clock is ahead.
+const HOURS: Duration = Duration::from_secs(10 * 3600);
 
 /// What each pod is at the time: none, or its weight and whether it drains.
 type Pods = [Option<(u16, bool)>; PODS];
@@ -278,6 +283,42 @@ fn clients_keep_their_pod_while_other_backends_change_and_sessions_need_no_cache
     }
     ensure!(bed.homes()? == now, "and stay there");
     agent.stop()
+}
+
+/// Also with a clock that is hours ahead of the former agent's, or hours behind: ages are told by the kernel's ticks.
+#[test]
+fn clients_keep_their_pod_over_restarts_with_other_clocks_and_other_capacities() -> Result<()> {
+    if !available("clients") {
+        return Ok(());
+    }
+    let (bed, mut pods, affinity) = (Bed::new("restarts")?, START, Some(600));
+    let mut agent = Agent::start_with(&bed.lab, &bed.yaml(&pods, affinity))?;
+    settled(&agent, &pods, affinity)?;
+    let homes = bed.homes()?;
+    pods[HOMES] = Some((16, false));
+    agent.reload(&bed.yaml(&pods, affinity))?;
+    settled(&agent, &pods, affinity)?;
+    let yaml = bed.yaml(&pods, affinity);
+    let larger = yaml.replacen(CAPACITIES, LARGER, 1);
+    for (what, yaml, clock) in
+        [("a clock ahead", &yaml, HOURS), ("a clock behind, and larger", &larger, Duration::ZERO)]
+    {
+        agent.kill()?;
+        ensure!(bed.homes()? == homes, "without an agent, before {what}");
+        agent = Agent::start_as(&bed.lab, yaml, |command| ahead(command, clock))?;
+        settled(&agent, &pods, affinity)?;
+        wait_rounds(&agent).context(what)?;
+        ensure!(bed.homes()? == homes, "{what}");
+    }
+    wipe(&agent)?;
+    ensure!(bed.homes()? != homes, "without records clients go to the owners of their slots");
+    agent.stop()
+}
+
+/// Waits until the agent has looked at all records: it does so in each second.
+fn wait_rounds(agent: &Agent) -> Result<()> {
+    agent
+        .wait_status("the agent to be some seconds old", |status| (status["uptimeSeconds"].as_u64()? > 1).then_some(()))
 }
 
 #[test]
