@@ -7,7 +7,7 @@ use crate::{
     checksum,
     headers::{ETHERNET, Headers, IPV4, IPV6, TCP, UDP, v4, v6},
     limiter::Class,
-    packet::{Frame, View},
+    packet::{Frame, MAX_SUMMED, View},
     reason::Reason,
     steer::{Tables, Verdict},
 };
@@ -18,6 +18,7 @@ const HOPS: u8 = 64;
 const QUOTE_V4: usize = 576 - IPV4 - ICMP;
 /// As many as make it 1,280 bytes long (RFC 4443, 2.4 (c)).
 const QUOTE_V6: usize = 1280 - IPV6 - ICMP;
+const _: () = assert!(QUOTE_V4 <= MAX_SUMMED && QUOTE_V6 <= MAX_SUMMED);
 /// Bytes of an ICMP error's own header.
 const ICMP: usize = 8;
 
@@ -217,7 +218,7 @@ pub fn icmp_error<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Head
     }
     let l4 = headers.l3 + ip_bytes;
     let (kind, code, rest) = error.wire(headers.is_v4);
-    let mut sum = quoted_sum(frame, l4 + ICMP, quoted);
+    let mut sum = frame.sum(l4 + ICMP, quoted);
     let first = u16::from_ne_bytes([kind, code]);
     sum += first as u64 + rest.to_be() as u64;
     if !headers.is_v4 {
@@ -243,20 +244,6 @@ pub fn icmp_error<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Head
 fn node_or<T: Tables>(tables: &T, headers: &Headers) -> Address {
     let node = tables.node_address(headers.is_v4);
     if node.words() == [0, 0] { headers.destination } else { node }
-}
-
-/// Sum over what an error quotes; `bytes` is a multiple of four and bounded by [`QUOTE_V6`].
-#[inline(always)]
-fn quoted_sum<F: Frame>(frame: &F, start: usize, bytes: usize) -> u64 {
-    let mut sum = 0;
-    for word in 0..QUOTE_V6 / 4 {
-        if word * 4 >= bytes {
-            break;
-        }
-        let Some(window) = frame.at::<4>(start + word * 4) else { break };
-        sum += window.get::<0, u32>() as u64;
-    }
-    sum
 }
 
 /// A plain IP header.

@@ -12,13 +12,14 @@ use lb_common::{
     icmp::Client,
     offer::{self, Offer},
     opaque::{self, Segment},
+    packet::sum_words,
     session::{self, Claim, Claimed},
     steer,
 };
 
 use crate::{
     egress,
-    frame::SkbFrame,
+    frame::{SkbFrame, XdpFrame},
     maps::{self, Maps},
 };
 
@@ -53,6 +54,14 @@ pub extern "C" fn sluice_claim(context: *mut xdp_md, claimed: *const Claimed) ->
         (Some(maps), Some(claimed)) => session::claim(&maps, claimed) as u32,
         _ => Claim::Full as u32,
     }
+}
+
+/// See [`lb_common::packet::sum_words`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_sum(context: *mut xdp_md, start: u32, bytes: u32) -> u64 {
+    // A quote begins behind 70 bytes of new headers at most; the verifier wants a bound.
+    sum_words(&XdpFrame::<true> { context }, start as usize & 0xff, bytes as usize)
 }
 
 /// See [`lb_common::opaque::record`].

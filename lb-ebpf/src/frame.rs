@@ -61,6 +61,11 @@ impl<const FRESH: bool> Frame for XdpFrame<FRESH> {
     }
 
     #[inline(always)]
+    fn sum(&self, start: usize, bytes: usize) -> u64 {
+        crate::apart::sluice_sum(self.context, start as u32, bytes as u32)
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, bytes: usize) -> bool {
         // SAFETY: the kernel's context; windows taken before are not used after, as borrows show.
         unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) == 0 }
