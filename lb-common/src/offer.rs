@@ -1,5 +1,7 @@
 //! Who gets a packet that does not simply go to its slot's owner: whoever has its connection is asked for it.
 
+use core::hint::black_box;
+
 use crate::{
     abi::{Backend, HISTORY, History, NO_BACKEND, NO_OWNER, Service, Slot, protocol, rung, service_flags},
     address::Address,
@@ -68,16 +70,16 @@ impl Offer {
 /// for it, else the current owner.
 #[inline(always)]
 pub fn offer<T: Tables>(tables: &T, offer: &Offer) -> u32 {
-    let has_opaque = offer.service.flags & service_flags::OPAQUE != 0;
-    if has_opaque {
+    if offer.service.flags & service_flags::OPAQUE != 0 {
         let owner = opaque::recorded(tables, offer);
         if owner != NO_OWNER {
             return owner as u32 | HAS_IT;
         }
     }
     let found = ask(tables, offer);
+    let offer = afresh(offer);
     // With client affinity the last word is not said yet.
-    if has_opaque && offer.service.flags & service_flags::AFFINITY == 0 {
+    if offer.service.flags & (service_flags::OPAQUE | service_flags::AFFINITY) == service_flags::OPAQUE {
         opaque::begin(tables, offer, found as u16);
     }
     found
@@ -106,51 +108,92 @@ fn ask<T: Tables>(tables: &T, offer: &Offer) -> u32 {
     if cached != NO_BACKEND && current.is_some_and(|backend| backend.id == cached) {
         return slot.owner as u32 | HAS_IT;
     }
-    let earlier = earlier(tables, offer, history, cached);
-    if earlier & HAS_IT != 0 {
-        return earlier;
+    // Of none, as no backend's id.
+    let cached = if cached == NO_BACKEND { u64::MAX } else { cached as u64 };
+    let Found { owner, asked } = earlier(tables, offer, history, forget(cached, offer.hash));
+    let known = |value: u32| forget(value as u64, offer.hash) as u32;
+    settle(tables, afresh(offer), Found { owner: known(owner), asked: known(asked) })
+}
+
+/// The same, where this is what the earlier owners say.
+#[inline(always)]
+fn settle<T: Tables>(tables: &T, offer: &Offer, mut found: Found) -> u32 {
+    let Offer { client, service, slot, client_port, .. } = offer;
+    let opens = offer.opens();
+    if found.owner & HAS_IT == 0 {
+        if let Some(backend) = backend_at(tables, service, slot.owner)
+            && !offer.is_quoted()
+            && (opens || has(tables, *client, *client_port, backend))
+        {
+            let owner = slot.owner as u32 | if opens { 0 } else { HAS_IT };
+            found = Found { owner, asked: backend.id };
+        } else if opens || found.owner == NO_OWNER as u32 {
+            found.owner = slot.owner as u32;
+        }
     }
-    if let Some(backend) = current
-        && !offer.is_quoted()
-        && (opens || has(tables, *client, *client_port, backend))
-    {
-        tables.cache_owner(service.id, *client, *client_port, backend.id, opens);
-        return slot.owner as u32 | if opens { 0 } else { HAS_IT };
+    if found.asked != NO_BACKEND && !offer.is_quoted() {
+        tables.cache_owner(service.id, *client, *client_port, found.asked, opens);
     }
-    if opens || earlier == NO_OWNER as u32 { slot.owner as u32 } else { earlier }
+    found.owner
 }
 
 /// In what [`offer`] returns: the owner has the packet's connection.
 pub const HAS_IT: u32 = 1 << 16;
 
-/// A slot's earlier owners as a [`History`] has them, in two words: no pointer to lose sight of, no memory to index.
+/// An owner, and what is worth remembering of how it was found.
 #[derive(Clone, Copy)]
-pub(crate) struct Earlier {
-    low: u64,
-    high: u64,
+struct Found {
+    /// As [`offer`] returns it.
+    owner: u32,
+    /// The id of the backend whose kernel was asked and has the connection, or [`NO_BACKEND`].
+    asked: u32,
 }
 
+/// The same value, of which the verifier knows nothing any more.
+#[inline(always)]
+fn forget(value: u64, unknown: u64) -> u64 {
+    // Inwards the compiler knows nothing of it, outwards the verifier.
+    black_box(value ^ unknown) ^ unknown
+}
+
+/// The same, of which the compiler knows nothing: what was read of it is read again, instead of being kept for whatever
+/// is yet to come.
+#[inline(always)]
+fn afresh(offer: &Offer) -> &Offer {
+    black_box(offer)
+}
+
+/// Owners that fit into a word.
+const IN_WORD: usize = 4;
+
+/// A slot's earlier owners as a [`History`] has them, in two words; [`NO_OWNER`] in the places behind the last one, so that
+/// no place is compared with their number again.
+#[derive(Clone, Copy)]
+pub(crate) struct Earlier {
+    words: [u64; 2],
+    count: usize,
+}
+const _: () = assert!(HISTORY == 2 * IN_WORD - 1);
+
 impl Earlier {
+    const NONE: Self = Self { words: [u64::MAX; 2], count: 0 };
+
     #[inline(always)]
     fn new(history: &History) -> Self {
         let [a, b, c, d, e, f, g] = history.owners;
         let word = |a: u16, b: u16, c: u16, d: u16| a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48;
-        Self { low: word(history.count, a, b, c), high: word(d, e, f, g) }
+        // In two steps, because a shift by 64 is none.
+        let behind = |count: usize| u64::MAX << (8 * count) << (8 * count);
+        let count = (history.count as usize).min(HISTORY);
+        let first = count.min(IN_WORD);
+        let words = [word(a, b, c, d) | behind(first), word(e, f, g, NO_OWNER) | behind(count - first)];
+        Self { words, count }
     }
 
+    /// The one at a place below [`HISTORY`], or [`NO_OWNER`].
     #[inline(always)]
-    const fn count(self) -> usize {
-        (self.low & 0xffff) as usize
-    }
-
-    /// The one at a place, or [`NO_OWNER`].
-    #[inline(always)]
-    pub(crate) const fn at(self, at: usize) -> u16 {
-        if at >= self.count() || at >= HISTORY {
-            return NO_OWNER;
-        }
-        let word = if at < 3 { self.low } else { self.high };
-        (word >> ((at + 1) % 4 * 16)) as u16
+    pub(crate) const fn at(&self, at: usize) -> u16 {
+        (self.words[(at / IN_WORD) & 1] >> (at % IN_WORD * 16)) as u16
     }
 }
 
@@ -158,7 +201,7 @@ impl Earlier {
 #[inline(always)]
 pub(crate) fn owners_before<T: Tables>(tables: &T, service: &Service, slot: Slot) -> Option<Earlier> {
     if slot.history == 0 {
-        return Some(Earlier { low: 0, high: 0 });
+        return Some(Earlier::NONE);
     }
     let at = service.histories.wrapping_add(slot.history as u32 - 1);
     tables.history(at).filter(|history| history.count != 0).map(Earlier::new)
@@ -173,11 +216,9 @@ pub(crate) fn backend_at<'a, T: Tables>(tables: &'a T, service: &Service, owner:
 
 /// Who may have a connection beside its slot's current owner: the earlier owners and, where the hash has changed, the
 /// owners of the slot that the other one names, the current one and those before.
-#[derive(Clone, Copy)]
 pub(crate) struct Beside {
-    earlier: Earlier,
-    other: u16,
-    others: Earlier,
+    /// As those of [`Earlier`]: the earlier owners, the other hash's current one, its earlier ones.
+    words: [u64; 4],
     end: usize,
 }
 
@@ -188,7 +229,7 @@ impl Beside {
     #[inline(always)]
     pub(crate) fn new<T: Tables>(tables: &T, offer: &Offer, earlier: Earlier) -> Self {
         let Offer { service, slot, client_port, .. } = offer;
-        let (mut other, mut others, mut end) = (NO_OWNER, Earlier { low: 0, high: 0 }, earlier.count());
+        let (mut other, mut others, mut end) = (NO_OWNER, Earlier::NONE, earlier.count);
         if service.flags & service_flags::REHASHED != 0 {
             let hash = toggle_client_port(offer.hash, *client_port);
             let at = service.slots.wrapping_add(slot_of(hash, service.slots_log2));
@@ -198,7 +239,9 @@ impl Beside {
                 others = owners_before(tables, service, named).unwrap_or(others);
             }
         }
-        Self { earlier, other, others, end }
+        let middle = earlier.words[1] << 16 >> 16 | (other as u64) << 48;
+        let words = [earlier.words[0], middle, others.words[0], others.words[1]];
+        Self { words: words.map(|word| forget(word, offer.hash)), end: forget(end as u64, offer.hash) as usize }
     }
 
     /// The one at a place below [`Beside::MAX`], or [`NO_OWNER`]; none after the last.
@@ -207,37 +250,30 @@ impl Beside {
         if at >= self.end {
             return None;
         }
-        Some(match at {
-            HISTORY => self.other,
-            at if at < HISTORY => self.earlier.at(at),
-            at => self.others.at(at - HISTORY - 1),
-        })
+        Some((self.words[(at / IN_WORD) & 3] >> (at % IN_WORD * 16)) as u16)
     }
 }
 
 /// The first of those beside the current owner who has a TCP client's connection, with [`HAS_IT`]; else one that cannot be
 /// reached, else [`NO_OWNER`].
 #[inline(always)]
-fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u32) -> u32 {
-    let Offer { client, service, client_port, .. } = offer;
-    let mut nobody = NO_OWNER as u32;
+fn earlier<T: Tables>(tables: &T, offer: &Offer, history: Earlier, cached: u64) -> Found {
     let beside = Beside::new(tables, offer, history);
+    let Offer { client, service, client_port, .. } = afresh(offer);
+    let mut nobody = forget(NO_OWNER as u64, offer.hash) as u32;
     for at in 0..Beside::MAX {
         let Some(owner) = beside.at(at) else { break };
         let Some(backend) = backend_at(tables, service, owner) else { continue };
-        if backend.id == cached && cached != NO_BACKEND {
-            return owner as u32 | HAS_IT;
+        if backend.id as u64 == cached {
+            return Found { owner: owner as u32 | HAS_IT, asked: NO_BACKEND };
         }
         if backend.rung == rung::NONE {
             nobody = owner as u32;
         } else if has(tables, *client, *client_port, backend) {
-            if !offer.is_quoted() {
-                tables.cache_owner(service.id, *client, *client_port, backend.id, offer.opens());
-            }
-            return owner as u32 | HAS_IT;
+            return Found { owner: owner as u32 | HAS_IT, asked: backend.id };
         }
     }
-    nobody
+    Found { owner: nobody, asked: NO_BACKEND }
 }
 
 #[inline(always)]
