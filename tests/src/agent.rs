@@ -266,6 +266,13 @@ impl Agent {
         agent.kill()
     }
 
+    /// Waits until the agent is so much older than when it was asked first: what it does in each second is done by then.
+    pub fn wait_age(&self, seconds: u64) -> Result<()> {
+        let age = |status: &Value| status["uptimeSeconds"].as_u64();
+        let now = age(&self.status()?).context("no age")?;
+        self.wait_status("the agent to be some seconds older", |status| (age(status)? >= now + seconds).then_some(()))
+    }
+
     /// Sends a signal.
     pub fn signal(&mut self, signal: i32) -> Result<()> {
         self.process.signal(signal)
@@ -324,8 +331,13 @@ pub fn detach(lab: &Lab) -> Result<String> {
 
 /// The command that removes what the agents of this lab have made.
 pub fn detach_command(lab: &Lab) -> Result<Command> {
+    detach_by(lab, &lab.directory().join("sluice.yaml"))
+}
+
+/// The same with another configuration.
+pub fn detach_by(lab: &Lab, config: &Path) -> Result<Command> {
     let mut command = lab.node.command(binary()?);
-    command.args(["detach", "--config"]).arg(lab.directory().join("sluice.yaml"));
+    command.args(["detach", "--config"]).arg(config);
     Ok(command)
 }
 

@@ -2,6 +2,9 @@
 
 use std::{io, os::unix::process::CommandExt as _, process::Command, time::Duration};
 
+/// Further than anything that is recorded lives.
+pub const HOURS: Duration = Duration::from_secs(10 * 3600);
+
 /// Has a program begin with CLOCK_MONOTONIC and CLOCK_BOOTTIME so far ahead, in a time namespace of its own
 /// (time_namespaces(7), Linux 5.6). There is none for the wall clock.
 #[must_use]
@@ -33,8 +36,6 @@ mod tests {
 
     use super::*;
     use crate::lab::privileged;
-
-    const HOURS: Duration = Duration::from_secs(10 * 3600);
 
     fn uptime(command: &mut Command) -> Result<Duration> {
         let output = command.arg("/proc/uptime").output()?;

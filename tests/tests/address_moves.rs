@@ -122,8 +122,10 @@ fn wait_in_force(lab: &Lab, agent: &Agent, pod: usize) -> Result<()> {
     .with_context(|| agent.log_tail())?;
     agent.wait_status("every service of the address to be ready", |status| {
         let vips = Family::BOTH.map(|family| target(family).ip().to_string());
-        let mut ours = status["services"].as_array()?.iter().filter(|one| vips.iter().any(|vip| one["vip"] == *vip));
-        ours.all(|service| service["backends"][0]["state"] == "ready").then_some(())
+        let ours = status["services"].as_array()?.iter().filter(|one| vips.iter().any(|vip| one["vip"] == *vip));
+        let ready = ours.filter(|service| service["backends"][0]["state"] == "ready").count();
+        // Both protocols of both families.
+        (ready == 4).then_some(())
     })
 }
 

@@ -160,7 +160,8 @@ fn a_running_agent_is_named_and_left_alone() -> Result<()> {
         return Ok(());
     }
     let lab = lab("running", 1)?;
-    let agent = start(&lab, &yaml(&lab, &[0]))?;
+    let yaml = yaml(&lab, &[0]);
+    let agent = start(&lab, &yaml)?;
     let listener = conversation::listen(&lab.pods[0].namespace, PORT)?;
     let mut sessions = [PLAIN, OWNED]
         .map(|last| Conversation::open(&lab.element, SocketAddr::new(vip(last).v4.into(), PORT), &listener));
@@ -168,6 +169,12 @@ fn a_running_agent_is_named_and_left_alone() -> Result<()> {
     ensure!(refused.status.code() == Some(1), "{}: {}", refused.status, text(&refused));
     let whose = format!("another agent runs on this node (process {}, lock ", agent.id());
     ensure!(text(&refused).contains(&whose) && text(&refused).contains("stop it first"), "{}", text(&refused));
+    // Nor is what it has made touched by who names other directories, be it running or not.
+    let elsewhere = lab.directory().join("elsewhere.yaml");
+    fs::write(&elsewhere, yaml.replace("Directory: ", "Directory: /nowhere"))?;
+    let refused = agent::detach_by(&lab, &elsewhere)?.stdin(Stdio::null()).output()?;
+    ensure!(refused.status.code() == Some(1), "{}: {}", refused.status, text(&refused));
+    ensure!(text(&refused).contains(&format!("{UPLINK} runs sluice_xdp")), "{}", text(&refused));
     for session in &mut sessions {
         let session = session.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
         session.exchange(Speaker::Client).and_then(|()| session.exchange(Speaker::Pod)).context("after the refusal")?;

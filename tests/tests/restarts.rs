@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::{Agent, Configuration, available, check_nothing_left},
-    clock::ahead,
+    clock::{HOURS, ahead},
     lab::{Family, Lab, Options, vip, wait_until},
     pinned::Pinned,
     programs::{PATIENCE, conversation::any},
@@ -31,8 +31,6 @@ const BEAT: Duration = Duration::from_millis(2);
 const LANDING: Duration = Duration::from_secs(2);
 const CAPACITIES: &str = "capacities: {services: 4, backends: 8, maglevSlots: 4096, flows: 1024, fragments: 2048}\n";
 const LARGER: &str = "capacities: {services: 8, backends: 16, maglevSlots: 8192, flows: 4096, fragments: 8192}\n";
-/// How far the next agent's clock is ahead.
-const HOURS: Duration = Duration::from_secs(10 * 3600);
 
 struct Scene {
     lab: Lab,
@@ -66,8 +64,9 @@ impl Scene {
         let yaml = Configuration { mode: "native", services }.yaml_in(&self.lab) + capacities;
         let agent = Agent::start_as(&self.lab, &yaml, |command| ahead(command, clock))?;
         agent.wait_status("the pod to be reached", |status| {
-            let mut services = status["services"].as_array()?.iter();
-            services.all(|service| service["backends"][0]["state"] == "ready").then_some(())
+            let services = status["services"].as_array()?;
+            let ready = services.iter().filter(|service| service["backends"][0]["state"] == "ready").count();
+            (ready == Family::BOTH.len()).then_some(())
         })?;
         Ok(agent)
     }
@@ -94,9 +93,7 @@ fn answers_that_come_when_another_agent_runs_leave_from_the_vip() -> Result<()> 
         agent.kill()?;
         agent = scene.start(capacities, clock)?;
         // By then it has looked at all records.
-        agent.wait_status("the agent to be some seconds old", |status| {
-            (status["uptimeSeconds"].as_u64()? > 1).then_some(())
-        })?;
+        agent.wait_age(2)?;
         answer(what.as_bytes())?;
         for client in &scene.clients {
             let mut bytes = [0; 32];

@@ -5,7 +5,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     agent::{Agent, Configuration, available, check_nothing_left},
     lab::{Family, Lab, Options, UPLINK, vip},
@@ -106,7 +106,12 @@ impl Scene {
         let shown = programs.find(|program| program["attachPoint"] == "xdp").context("no XDP program")?;
         let output = self.lab.node.command("ip").args(["-j", "link", "show", UPLINK]).output()?;
         let link: Value = serde_json::from_slice(&output.stdout)?;
-        let mode = if link[0]["xdp"]["mode"] == 1 { "native" } else { "generic" };
+        // include/uapi/linux/if_link.h, `XDP_ATTACHED_DRV` and `XDP_ATTACHED_SKB`.
+        let mode = match link[0]["xdp"]["mode"].as_u64() {
+            Some(1) => "native",
+            Some(2) => "generic",
+            other => bail!("XDP mode {other:?}"),
+        };
         ensure!(shown["mode"] == mode, "the status says {}, the kernel {}", shown["mode"], link[0]["xdp"]);
         Ok(mode.to_owned())
     }

@@ -15,7 +15,7 @@ const CAPACITIES: [&str; 2] = [
 const WEIGHTS: [u16; 3] = [1, 2, 3];
 /// Milliseconds after which an agent that starts is killed: before it touches anything, while the kernel verifies its programs,
 /// and, by the load of the machine, while it exchanges them or serves.
-const CUTS: [u16; 4] = [20, 300, 2000, 4000];
+const CUTS: [u16; 4] = [20, 300, 900, 1500];
 /// Ports of the service without traffic: never the same twice in a row.
 const OTHER_PORTS: [u16; 3] = [9000, 9001, 9002];
 /// Pods that take new connections at least.

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
-    agent::{Agent, Configuration, available},
+    agent::{Agent, Configuration, available, check_nothing_left},
     lab::{Family, Lab, Namespace, Options, PodLink, vip},
     programs::conversation::{self, Conversation, Resets, Speaker, any},
 };
@@ -307,7 +307,8 @@ fn an_opaque_pod_and_its_sessions_are_known_to_the_agents_that_come_after() -> R
     sessions.open(1, &[1])?;
     ensure!(Resets::of(&lab.element)? == resets, "connections were reset");
     drop(sessions);
-    agent.stop()
+    agent.stop()?;
+    check_nothing_left(&lab)
 }
 
 /// Addresses of the element that clients use in turn: what is looked after is so once a second for each.
