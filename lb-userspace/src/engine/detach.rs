@@ -21,13 +21,13 @@ use super::{
 use crate::{
     dataplane::{
         bpffs::{self, LINKS, MAP_DIRECTORIES, MAPS},
-        pinned,
+        look, pinned,
         tables::read_undos,
     },
     net::{
         Error as NetError, Netlink, NetnsId,
         ethtool::{Ethtool, set_in},
-        links::{self, Links},
+        links::{self, Links, XdpAttachment},
         loopback,
         netns::Namespaces,
     },
@@ -45,7 +45,10 @@ pub fn run(pins: &Path, run_directory: &Path, tell: &mut dyn FnMut(&str)) -> Res
     let claimed = bpffs::claim(pins)?;
     match claimed {
         Some(_claimed) => take_down(pins, tell)?,
-        None => withdraw_vips(tell)?,
+        None => {
+            check_nobody_else(pins)?;
+            withdraw_vips(tell)?;
+        }
     }
     if lock.is_some() {
         for name in [status::SOCKET_NAME, status::SOCKET_UNREADY_NAME, "lock"] {
@@ -136,6 +139,22 @@ fn cookies(links: &Links, netlink: &mut Netlink, namespaces: &mut Namespaces) ->
     let ids: BTreeSet<NetnsId> = links.pods.iter().map(|pod| pod.netns_id).collect();
     let cookie = |id: NetnsId| Some((namespaces.find(netlink, id).ok()?.cookie().ok()?, id));
     ids.into_iter().filter_map(cookie).collect()
+}
+
+/// VIPs on pods say not whose they are: where another directory's data plane goes on, they are left alone.
+fn check_nobody_else(pins: &Path) -> Result<()> {
+    let links = links::of_node(&mut Netlink::open()?)?;
+    let names = look::program_names();
+    let is_ours = |attached: &XdpAttachment| names.get(&attached.program_id).is_some_and(|name| name == "sluice_xdp");
+    if let Some(link) = links.iter().find(|link| link.xdp.iter().any(is_ours)) {
+        bail!(
+            "{} runs sluice_xdp, and nothing is pinned in {}: the data plane is pinned elsewhere; name that agent's \
+             configuration with --config",
+            link.name,
+            pins.display()
+        );
+    }
+    Ok(())
 }
 
 /// Takes the VIPs that agents have put on pods from there.
