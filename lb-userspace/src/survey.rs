@@ -92,10 +92,18 @@ pub fn gather(snapshot: &Snapshot, own: impl IntoIterator<Item = u32>) -> Facts 
     facts
 }
 
-/// Whether an earlier agent has left maps of these sizes that can be gone on with. What cannot be read is not.
+/// Whether an earlier agent has left maps of these sizes that can be gone on with, or others that the start frees before it makes
+/// its own: those of a start that was cut short. What cannot be read is not.
 fn are_there(pins: &Path, sizes: &Sizes) -> bool {
-    let left = object::shapes(sizes).and_then(|wanted| pinned::look(&pins.join(bpffs::MAPS), &wanted));
-    matches!(left, Ok(Left::Same))
+    let has_pins = |part: &str| bpffs::entries(&pins.join(part)).is_ok_and(|pins| !pins.is_empty());
+    let is_unfinished = bpffs::MAP_DIRECTORIES.into_iter().any(|part| part != bpffs::MAPS && has_pins(part));
+    let left = || object::shapes(sizes).and_then(|wanted| pinned::look(&pins.join(bpffs::MAPS), &wanted));
+    is_unfinished
+        || match left() {
+            Ok(Left::Same) => true,
+            Ok(Left::Nothing) => has_pins(bpffs::MAPS),
+            Ok(Left::Other { .. }) | Err(_) => false,
+        }
 }
 
 fn pins(path: &Path, unseen: &mut Vec<Unseen>) -> Pins {

@@ -61,8 +61,8 @@ pub struct Kernel {
 /// Memory, in bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// Of the maps that the agent would make. 0 where an earlier one has left them; others are needed beside those that are
-    /// carried over.
+    /// Of the maps that the agent would make beside what is there. 0 where an earlier one has left maps that are gone on with, or
+    /// that are freed first.
     pub maps_bytes: u64,
     /// `MemAvailable`.
     pub available_bytes: Option<u64>,
