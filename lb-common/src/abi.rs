@@ -11,7 +11,7 @@ use crate::{address::Address, index::Filter, word::Word};
 /// Version of this layout. A data plane of another version is not adopted as it is. CONTRIBUTING.md says when it is
 /// raised.
 pub const ABI_VERSION: u32 = RELEASED + cfg!(feature = "next-abi") as u32;
-/// Of what is released. The feature `next-abi` stands for the release after it.
+/// Of what is released next: nothing has been so far. The feature `next-abi` stands for the release after it.
 const RELEASED: u32 = 2;
 
 /// IANA protocol numbers.

@@ -115,7 +115,7 @@ fn ask<T: Tables>(tables: &T, offer: &Offer) -> u32 {
     settle(tables, afresh(offer), Found { owner: known(owner), asked: known(asked) })
 }
 
-/// The same, where this is what the earlier owners say.
+/// Who gets the packet, as [`offer`] says it, where `found` is what the earlier owners say; remembers it.
 #[inline(always)]
 fn settle<T: Tables>(tables: &T, offer: &Offer, mut found: Found) -> u32 {
     let Offer { client, service, slot, client_port, .. } = offer;
@@ -143,7 +143,7 @@ pub const HAS_IT: u32 = 1 << 16;
 /// An owner, and what is worth remembering of how it was found.
 #[derive(Clone, Copy)]
 struct Found {
-    /// As [`offer`] returns it.
+    /// As [`offer`] returns it, or [`NO_OWNER`] as long as nobody has it.
     owner: u32,
     /// The id of the backend whose kernel was asked and has the connection, or [`NO_BACKEND`].
     asked: u32,

@@ -193,7 +193,8 @@ pub fn program_of(pin: &Path) -> io::Result<u32> {
 
 fn link_info(pin: &Path) -> io::Result<bpf_link_info> {
     let mut facts = bpf_link_info::unknown();
-    syscall::info(open_pinned(pin, 0)?.as_fd(), &mut facts)?;
+    // SAFETY: the facts name no buffers.
+    unsafe { syscall::info(open_pinned(pin, 0)?.as_fd(), &mut facts) }?;
     Ok(facts)
 }
 
@@ -201,9 +202,12 @@ fn link_info(pin: &Path) -> io::Result<bpf_link_info> {
 /// and until then refuses the next program in the same place.
 pub fn detach(pin: &Path) -> io::Result<()> {
     let link = open_pinned(pin, 0)?;
-    let detached = syscall::bpf(bpf_cmd::BPF_LINK_DETACH, |attributes| {
-        attributes.link_detach.link_fd = link.as_raw_fd() as u32;
-    });
+    // SAFETY: there is no address.
+    let detached = unsafe {
+        syscall::bpf(bpf_cmd::BPF_LINK_DETACH, |attributes| {
+            attributes.link_detach.link_fd = link.as_raw_fd() as u32;
+        })
+    };
     fs::remove_file(pin)?;
     match detached {
         // Its interface is gone.
@@ -222,10 +226,13 @@ pub(super) fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
 
 fn open_pinned(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    syscall::open(bpf_cmd::BPF_OBJ_GET, |attributes| {
-        attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-        attributes.__bindgen_anon_4.file_flags = flags;
-    })
+    // SAFETY: a terminated path that lives across the call, which returns a new descriptor.
+    unsafe {
+        syscall::open(bpf_cmd::BPF_OBJ_GET, |attributes| {
+            attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+            attributes.__bindgen_anon_4.file_flags = flags;
+        })
+    }
 }
 
 /// A bpffs over files would hide them from everybody.

@@ -70,8 +70,9 @@ pub fn look(maps: &Path, wanted: &Shapes) -> Result<Left, DataPlaneError> {
         if info.max_entries() != wanted.entries {
             differ.push(format!("{name} has room for {}, not for {}", info.max_entries(), wanted.entries));
         }
-        if info.map_flags() & wanted.flags != wanted.flags {
-            differ.push(format!("{name} has flags {:#x}, and not {:#x}", info.map_flags(), wanted.flags));
+        let missing = wanted.flags & !info.map_flags();
+        if missing != 0 {
+            differ.push(format!("{name} lacks the flags {missing:#x}"));
         }
     }
     Ok(match differ.is_empty() {

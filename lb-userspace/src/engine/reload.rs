@@ -19,10 +19,13 @@ use crate::{
         ConfigError,
         watch::{self, Reading, Settling, Sign, Version, Watch},
     },
-    failure,
+    failure, memory,
     model::Snapshot,
     status::Cause,
 };
+
+/// Services of which the reading takes memory that is worth giving back.
+const SERVICES_MANY: usize = 1000;
 
 /// The configuration file, followed.
 pub(super) struct Source {
@@ -154,7 +157,11 @@ impl Engine {
                 self.meter.configured(unix_seconds(), false);
                 self.refusal = None;
                 let microseconds = applied_in.as_micros() as u64;
-                info!(services = self.snapshot.services.len(), microseconds, "configuration applied");
+                let services = self.snapshot.services.len();
+                info!(services, microseconds, "configuration applied");
+                if services > SERVICES_MANY {
+                    spawn_blocking(memory::release);
+                }
             }
             Err(error) => {
                 let text = failure::describe(&error);

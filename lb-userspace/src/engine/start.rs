@@ -5,7 +5,9 @@ use std::{
     collections::{BTreeMap, VecDeque},
     hash::{BuildHasher, Hasher},
     net::IpAddr,
+    num::NonZero,
     path::Path,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
@@ -39,6 +41,11 @@ use crate::{
     privileges::Helper,
     status::{self, Cause},
 };
+
+/// Threads that compute tables: more would keep the kernel from verifying programs.
+const THREADS_MAX: usize = 8;
+/// Services whose tables are worth a thread.
+const SERVICES_PER_THREAD: usize = 100;
 
 /// What the agent calls itself in the maps.
 pub(super) const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -186,10 +193,14 @@ pub(super) struct Begun {
 impl Begun {
     /// Computes the services' Maglev tables while something else goes on that takes as long: the kernel's verifier.
     pub(super) fn with_tables<T>(&self, something: impl FnOnce() -> T) -> (T, Ahead) {
-        std::thread::scope(|scope| {
-            let ahead = scope.spawn(|| Ahead::of(&self.snapshot.services));
+        let services = &self.snapshot.services;
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+        let each = services.len().div_ceil(threads).max(SERVICES_PER_THREAD);
+        thread::scope(|scope| {
+            let parts: Vec<_> = services.chunks(each).map(|part| scope.spawn(|| Ahead::of(part))).collect();
             let done = something();
-            (done, ahead.join().expect("computing tables does not panic"))
+            let join = |part: ScopedJoinHandle<'_, Ahead>| part.join().expect("computing tables does not panic");
+            (done, parts.into_iter().map(join).fold(Ahead::default(), Ahead::and))
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Maglev tables that are computed before the plan that needs them, while the agent waits for something else.
 
-use std::{collections::HashMap, num::NonZero, thread};
+use std::collections::HashMap;
 
 use super::{
     history::Column,
@@ -22,16 +22,16 @@ struct Table {
 }
 
 impl Ahead {
-    /// The tables that these services have if they have had no larger ones before. Takes all CPUs.
+    /// The tables that these services have if they have had no larger ones before.
     pub fn of(services: &[Service]) -> Self {
-        let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let each = services.len().div_ceil(threads).max(1);
-        thread::scope(|scope| {
-            let parts = services.chunks(each).map(|part| scope.spawn(|| part.iter().filter_map(table).collect()));
-            let parts: Vec<thread::ScopedJoinHandle<'_, Vec<_>>> = parts.collect();
-            let tables = parts.into_iter().flat_map(|part| part.join().expect("computing a table does not panic"));
-            Self(tables.collect())
-        })
+        Self(services.iter().filter_map(table).collect())
+    }
+
+    /// These, and those of other services.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
     }
 
     /// The owner of each slot, as [`maglev::owners`] has it, whether it was computed ahead or not.
@@ -49,4 +49,28 @@ fn table(service: &Service) -> Option<(VipKey, Table)> {
     let size = maglev::table_size(members.iter().map(|member| member.weight));
     let owners = maglev::owners(&members, size).into_iter().collect();
     Some((vip_key(service), Table { members, size, owners }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+
+    #[test]
+    fn a_table_is_taken_once_and_only_for_the_same_members_and_size() {
+        let service = VipKey::new([198, 51, 100, 1].into(), Protocol::Tcp, 80);
+        let members = [Member { identity: ([10, 0, 0, 1].into(), 80), weight: 1 }];
+        let larger = TableSize::MIN.next().expect("there is a larger one");
+        // Not what would be computed.
+        let owners: Column = vec![7; TableSize::MIN.slots()].into_iter().collect();
+        let table = Table { members: members.to_vec(), size: TableSize::MIN, owners };
+        let ahead = Ahead([(service, table)].into());
+        let first = |ahead: &mut Ahead, members: &[Member], size| ahead.owners(&service, members, size)[0];
+        let mut taken = ahead.clone();
+        assert_eq!(first(&mut taken, &members, TableSize::MIN), 7);
+        assert_eq!(first(&mut taken, &members, TableSize::MIN), 0, "it is gone");
+        assert_eq!(first(&mut ahead.clone(), &members, larger), 0);
+        let heavier = [Member { weight: 2, ..members[0] }];
+        assert_eq!(first(&mut ahead.clone(), &heavier, TableSize::MIN), 0);
+    }
 }

@@ -431,7 +431,7 @@ impl SlotTable {
     }
 }
 
-/// Where the data plane reads the same.
+/// Where the slots that the data plane reads are the same; lists are written apart.
 impl PartialEq for SlotTable {
     fn eq(&self, other: &Self) -> bool {
         self.slots().eq(other.slots())

@@ -11,7 +11,6 @@ use std::{
 use super::machine::{Outcome, RETRY};
 use crate::{
     config::{ConfigError, FILE_BYTES_MAX, parse_bytes},
-    memory,
     model::Snapshot,
 };
 
@@ -59,9 +58,6 @@ pub struct Reading {
     pub snapshot: Result<Snapshot, ConfigError>,
 }
 
-/// A file of which the reading takes memory that is worth giving back: some ten bytes for each.
-const BYTES_MANY: usize = 1 << 20;
-
 /// Reads the file once. Only a regular file is read: another one has no contents that stay, and reading may never end.
 pub fn read(path: &Path) -> Reading {
     let name = path.display().to_string();
@@ -77,13 +73,7 @@ pub fn read(path: &Path) -> Reading {
             };
             Reading { version, outcome, snapshot: Err(refusal) }
         }
-        Ok((bytes, true)) => {
-            let snapshot = parse_bytes(&name, &bytes);
-            if bytes.len() > BYTES_MANY {
-                memory::release();
-            }
-            Reading { version, outcome: Outcome::Whole, snapshot }
-        }
+        Ok((bytes, true)) => Reading { version, outcome: Outcome::Whole, snapshot: parse_bytes(&name, &bytes) },
         Ok((_, false)) => {
             Reading { version, outcome: Outcome::Changing, snapshot: Err(ConfigError::Changing { name }) }
         }

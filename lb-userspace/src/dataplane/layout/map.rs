@@ -93,7 +93,8 @@ impl MapLayout {
             return Err(MapLayoutError::NoMap { file });
         }
         let mut facts = bpf_map_info::unknown();
-        info(map, &mut facts).map_err(ask("asking for the map's facts", ""))?;
+        // SAFETY: the facts name no buffers.
+        unsafe { info(map, &mut facts) }.map_err(ask("asking for the map's facts", ""))?;
         if facts.btf_id == 0 {
             return Err(MapLayoutError::NoTypes { map_type: facts.type_ });
         }
@@ -122,16 +123,21 @@ fn layout(types: &Btf<'_>, part: &'static str, id: u32, size: u32) -> Result<Lay
 
 /// The type information with this id, as it was loaded.
 fn types(id: u32) -> io::Result<Vec<u8>> {
-    let types = syscall::open(bpf_cmd::BPF_BTF_GET_FD_BY_ID, |attributes| {
-        attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
-    })?;
+    // SAFETY: there is no address, and the call returns a new descriptor.
+    let types = unsafe {
+        syscall::open(bpf_cmd::BPF_BTF_GET_FD_BY_ID, |attributes| {
+            attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+        })
+    }?;
     let mut facts = bpf_btf_info::unknown();
-    info(types.as_fd(), &mut facts)?;
+    // SAFETY: the facts name no buffers.
+    unsafe { info(types.as_fd(), &mut facts) }?;
     // It never changes, so it is as long the second time.
     let mut bytes = vec![0; facts.btf_size as usize];
     facts = bpf_btf_info::unknown();
     facts.btf = bytes.as_mut_ptr() as u64;
     facts.btf_size = bytes.len() as u32;
-    info(types.as_fd(), &mut facts)?;
+    // SAFETY: the facts name this buffer, with its length.
+    unsafe { info(types.as_fd(), &mut facts) }?;
     Ok(bytes)
 }
