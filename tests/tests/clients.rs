@@ -36,8 +36,6 @@ const CAPACITIES: &str =
     "capacities: {services: 16, backends: 64, maglevSlots: 1048576, bypasses: 256, flows: 65536}\n";
 
 const LARGER: &str = "capacities: {services: 20, backends: 90, maglevSlots: 2097152, bypasses: 512, flows: 262144}\n";
-/// How far the next agent's clock is ahead.
-
 /// What each pod is at the time: none, or its weight and whether it drains.
 type Pods = [Option<(u16, bool)>; PODS];
 
