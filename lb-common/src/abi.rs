@@ -234,8 +234,10 @@ pub mod program {
     pub const SLOW: u32 = 0;
     /// `sluice_xdp_fragment`.
     pub const FRAGMENT: u32 = 1;
+    /// `sluice_xdp_neighbor`.
+    pub const NEIGHBOR: u32 = 2;
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// Positions in `return_programs`.

@@ -45,7 +45,7 @@ pub struct UndoKey {
 const _: () = assert!(size_of::<UndoKey>() == 16);
 
 /// Values of [`UndoKey::setting`]: offloads, by the names of `ethtool -k`, and settings of all interfaces of a pod, whose
-/// [`UndoKey::ifindex`] is that of its `lo`.
+/// [`UndoKey::ifindex`] is that of its `lo`; from [`VIRTUAL_MAC`](setting::VIRTUAL_MAC) on, what an uplink's filter lets in.
 pub mod setting {
     /// generic-receive-offload.
     pub const GRO: u32 = 1;
@@ -57,6 +57,8 @@ pub mod setting {
     pub const ARP_IGNORE: u32 = 4;
     /// `net.ipv4.conf.all.arp_announce`, raised from 0.
     pub const ARP_ANNOUNCE: u32 = 5;
+    /// A virtual router's MAC in the interface's filter: the last four octets of the MAC, of which these are the first two.
+    pub const VIRTUAL_MAC: u32 = 0x5e00_0000;
 }
 
 /// Value of `undo`.

@@ -309,7 +309,7 @@ fn swap_macs<F: Frame>(frame: &mut F) -> bool {
 
 /// Copies the Ethernet header, tags included, from `added` to the front.
 #[inline(always)]
-fn move_ethernet<F: Frame>(frame: &mut F, added: usize, tag_bytes: usize) -> bool {
+pub(crate) fn move_ethernet<F: Frame>(frame: &mut F, added: usize, tag_bytes: usize) -> bool {
     let (Some(from), Some(to)) = (frame.at::<ETHERNET>(added), frame.at::<ETHERNET>(0)) else { return false };
     to.put::<0, u64>(from.get::<0, _>());
     to.put::<8, u32>(from.get::<8, _>());

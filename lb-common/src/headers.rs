@@ -45,6 +45,8 @@ pub mod ethertype {
     pub const IPV4: u16 = 0x0800u16.to_be();
     /// RFC 2464.
     pub const IPV6: u16 = 0x86ddu16.to_be();
+    /// RFC 826.
+    pub const ARP: u16 = 0x0806u16.to_be();
 }
 
 /// Offsets in an IPv4 header (RFC 791).
@@ -223,9 +225,9 @@ pub fn piece<F: Frame>(frame: &F, headers: &Headers) -> Option<Piece> {
     Some(Piece { identification, offset: field as usize, length: end - l4, more, protocol, l4 })
 }
 
-/// Reads the headers of a frame. `None` for what is not IP, or too short to say from whom to whom.
+/// The EtherType behind up to [`MAX_TAGS`] VLAN tags, and the offset of what it is of.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F) -> Option<Headers> {
+pub fn kind<F: Frame>(frame: &F) -> Option<(u16, usize)> {
     let (mut kind, mut l3) = match frame.bare() {
         Some(kind) => (kind, 0),
         None => (frame.at::<ETHERNET>(0)?.get::<12, u16>(), ETHERNET),
@@ -236,6 +238,24 @@ pub fn parse<F: Frame>(frame: &F) -> Option<Headers> {
             l3 += 4;
         }
     }
+    Some((kind, l3))
+}
+
+/// The VLAN of a frame by where its network header is: 0 of one without any. `None` where there is a tag within a tag.
+#[inline(always)]
+pub fn vlan<F: Frame>(frame: &F, l3: usize) -> Option<u16> {
+    const TAGGED: usize = ETHERNET + 4;
+    match l3 {
+        ETHERNET => Some(0),
+        TAGGED => Some(u16::from_be(frame.at::<2>(ETHERNET)?.get::<0, _>()) & 0xfff),
+        _ => None,
+    }
+}
+
+/// Reads the headers of a frame. `None` for what is not IP, or too short to say from whom to whom.
+#[inline(always)]
+pub fn parse<F: Frame>(frame: &F) -> Option<Headers> {
+    let (kind, l3) = kind(frame)?;
     match kind {
         ethertype::IPV4 => parse_v4(frame, l3),
         ethertype::IPV6 => parse_v6(frame, l3),

@@ -19,10 +19,12 @@ pub mod checksum;
 pub mod flow;
 pub mod fragments;
 pub mod headers;
+pub mod holder;
 pub mod icmp;
 pub mod index;
 pub mod limiter;
 pub mod mark;
+pub mod neighbor;
 pub mod offer;
 pub mod opaque;
 pub mod packet;
@@ -33,6 +35,7 @@ pub mod slow;
 pub mod slow_reply;
 pub mod steer;
 pub mod summed;
+pub mod virtual_mac;
 pub mod word;
 
 #[cfg(feature = "user")]

@@ -121,6 +121,7 @@ fn settle<T: Tables>(tables: &T, offer: &Offer, mut found: Found) -> u32 {
     let Offer { client, service, slot, client_port, .. } = offer;
     let opens = offer.opens();
     if found.owner & HAS_IT == 0 {
+        // Looked up once more: kept over the walk, it would be one more thing by which the verifier tells ways apart.
         if let Some(backend) = backend_at(tables, service, slot.owner)
             && !offer.is_quoted()
             && (opens || has(tables, *client, *client_port, backend))

@@ -30,4 +30,9 @@ plain!(
     crate::agent::About,
     crate::agent::Undo,
     crate::agent::UndoKey,
+    crate::holder::Conflict,
+    crate::holder::Holder,
+    crate::holder::HolderKey,
+    crate::holder::VirtualMac,
+    crate::holder::VirtualMacKey,
 );

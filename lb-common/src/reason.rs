@@ -83,10 +83,18 @@ pub enum Reason {
     BadFragment,
     /// A first fragment for whose record there is no room: dropped.
     FragmentsFull,
+    /// An ARP request or a neighbor solicitation for a VIP that this node holds, answered.
+    NeighborAnswered,
+    /// The same for a VIP that this node announces at times, and does not hold: dropped.
+    NeighborElsewhere,
+    /// Somebody else says that a VIP is his which this node holds: dropped if it asks, else passed.
+    NeighborConflict,
+    /// To the MAC of a virtual router that is not active on this node: dropped.
+    VirtualMacElsewhere,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 39;
+pub const REASONS: usize = 43;
 
 impl Reason {
     /// Every reason, its name as maps, metrics and the status show it, and what it means, in the order of the map's
@@ -179,6 +187,26 @@ impl Reason {
             "A first fragment without its whole transport header, or another one that reaches into it: dropped",
         ),
         (Self::FragmentsFull, "fragments_full", "A first fragment for whose record there is no room: dropped"),
+        (
+            Self::NeighborAnswered,
+            "neighbor_answered",
+            "An ARP request or a neighbor solicitation for a VIP that this node holds, answered",
+        ),
+        (
+            Self::NeighborElsewhere,
+            "neighbor_elsewhere",
+            "ARP or a neighbor solicitation for a VIP that this node may hold, and does not: dropped",
+        ),
+        (
+            Self::NeighborConflict,
+            "neighbor_conflict",
+            "ARP or Neighbor Discovery by which another MAC claims a VIP that this node holds",
+        ),
+        (
+            Self::VirtualMacElsewhere,
+            "virtual_mac_elsewhere",
+            "To the MAC of a virtual router that is not active on this node: dropped",
+        ),
     ];
 
     /// Key in the map `reasons`.
@@ -207,6 +235,6 @@ mod tests {
         for (i, (reason, ..)) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, i);
         }
-        assert_eq!(Reason::FragmentsFull.index() as usize + 1, REASONS);
+        assert_eq!(Reason::VirtualMacElsewhere.index() as usize + 1, REASONS);
     }
 }

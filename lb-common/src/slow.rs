@@ -1,6 +1,8 @@
 //! What few frames need: decided by a program of its own, with a stack and a verifier's budget of its own, which `steer`
 //! hands such frames to.
 
+#[cfg(not(target_arch = "bpf"))]
+use crate::neighbor::{Holders, neighbor};
 use crate::{
     abi::{protocol, rung},
     fragments::{Key, Record},
@@ -88,12 +90,13 @@ fn later<F: Frame, T: Tables>(frame: &mut F, tables: &T, headers: &Headers, reco
     steer::deliver(frame, headers, backend)
 }
 
-/// All three programs as one.
+/// All four programs as one.
 #[cfg(not(target_arch = "bpf"))]
-pub fn whole<F: Frame, T: Tables + Fragments>(frame: &mut F, tables: &T) -> Verdict {
+pub fn whole<F: Frame, T: Tables + Fragments + Holders>(frame: &mut F, tables: &T) -> Verdict {
     match steer::steer(frame, tables) {
         Verdict::Slow => slow(frame, tables),
         Verdict::Fragment => fragment(frame, tables),
+        Verdict::Neighbor => neighbor(frame, tables),
         verdict => verdict,
     }
 }

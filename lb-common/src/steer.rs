@@ -10,17 +10,19 @@ use crate::{
     flow::State,
     headers::{self, ETHERNET, Headers, IPV4, IPV6, TCP, UDP, v4, v6},
     mark::{self, Mark},
+    neighbor::{is_arp, is_discovery},
     offer::{Offer, offer_kind},
     packet::{Frame, View},
     reason::Reason,
     session::{self, Claim, Claimed, Sessions},
+    virtual_mac::may_be_virtual,
 };
 
 /// What becomes of the frame, which has been rewritten accordingly. What is forwarded is counted under its backend, the
 /// rest under its reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Left to the kernel as it came.
+    /// Left to the kernel as it came, but for a virtual MAC (see [`admit`](crate::virtual_mac::admit)).
     Pass(Reason),
     /// Not forwarded.
     Drop(Reason),
@@ -47,6 +49,8 @@ pub enum Verdict {
     Slow,
     /// For [`fragment`](crate::slow::fragment) to decide, untouched.
     Fragment,
+    /// For [`neighbor`](crate::neighbor::neighbor) to decide, untouched.
+    Neighbor,
 }
 
 impl Verdict {
@@ -56,7 +60,7 @@ impl Verdict {
         match self {
             Self::Pass(reason) | Self::Drop(reason) | Self::Transmit(reason) => reason,
             Self::Redirect { .. } | Self::Peer { .. } | Self::Stack { .. } => Reason::Forwarded,
-            Self::Slow | Self::Fragment => Reason::NoSlowPath,
+            Self::Slow | Self::Fragment | Self::Neighbor => Reason::NoSlowPath,
         }
     }
 }
@@ -94,6 +98,8 @@ pub trait Tables: Sessions {
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Seed of [`flow_hash`].
     fn maglev_seed(&self) -> u64;
+    /// [`admit`](crate::virtual_mac::admit), apart from the rest.
+    fn admits<F: Frame>(&self, frame: &F) -> bool;
     /// This node's own address of a family, all zero where it has none.
     fn node_address(&self, is_v4: bool) -> Address;
     /// [`Tables::record_flow`] will be called for this client: what it needs may be fetched.
@@ -144,11 +150,14 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     if mark::is_marked(frame) {
         return Verdict::Drop(Reason::ForeignMark);
     }
+    if may_be_virtual(frame) && !tables.admits(frame) {
+        return Verdict::Drop(Reason::VirtualMacElsewhere);
+    }
     let Some(headers) = headers::parse(frame) else {
-        return Verdict::Pass(Reason::NotIp);
+        return if is_arp(frame) { Verdict::Neighbor } else { Verdict::Pass(Reason::NotIp) };
     };
     if !tables.may_be_vip(headers.destination) {
-        return Verdict::Pass(Reason::NotForUs);
+        return beside(frame, &headers);
     }
     if let Some(defect) = headers.defect {
         if !is_vip(tables, headers.destination) {
@@ -162,10 +171,21 @@ pub fn steer<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     }
     match headers.protocol {
         protocol::TCP | protocol::UDP => steer_transport(frame, tables, &headers, |_, _, _| true),
+        protocol::ICMPV6 if is_discovery(frame, &headers) => Verdict::Neighbor,
         _ if !is_vip(tables, headers.destination) => Verdict::Pass(Reason::NotForUs),
         protocol::ICMP if headers.is_v4 => Verdict::Slow,
         protocol::ICMPV6 if !headers.is_v4 => Verdict::Slow,
         _ => Verdict::Pass(Reason::OtherProtocol),
+    }
+}
+
+/// What is to no VIP; it may be about one.
+#[inline(always)]
+fn beside<F: Frame>(frame: &F, headers: &Headers) -> Verdict {
+    if headers.protocol == protocol::ICMPV6 && headers.defect.is_none() && is_discovery(frame, headers) {
+        Verdict::Neighbor
+    } else {
+        Verdict::Pass(Reason::NotForUs)
     }
 }
 

@@ -14,7 +14,7 @@ use lb_common::{
     opaque::{self, Segment},
     packet::sum_words,
     session::{self, Claim, Claimed},
-    steer,
+    steer, virtual_mac,
 };
 
 use crate::{
@@ -53,6 +53,16 @@ pub extern "C" fn sluice_claim(context: *mut xdp_md, claimed: *const Claimed) ->
     match (Maps::get(context.cast()), unsafe { claimed.as_ref() }) {
         (Some(maps), Some(claimed)) => session::claim(&maps, claimed) as u32,
         _ => Claim::Full as u32,
+    }
+}
+
+/// See [`lb_common::virtual_mac::admit`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_admit(context: *mut xdp_md) -> u32 {
+    match Maps::get(context.cast()) {
+        Some(maps) => virtual_mac::admit(&XdpFrame::<true> { context }, &maps) as u32,
+        None => 1,
     }
 }
 

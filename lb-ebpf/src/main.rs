@@ -9,6 +9,7 @@ mod counters;
 mod earlier;
 mod egress;
 mod frame;
+mod holders;
 mod maps;
 mod sockets;
 mod summed;
@@ -16,7 +17,7 @@ mod uplink;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::{bpf_redirect_peer, bpf_skb_load_bytes_relative},
+    helpers::generated::{bpf_redirect_peer, bpf_skb_change_type, bpf_skb_load_bytes_relative},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -60,6 +61,13 @@ pub fn sluice_xdp_fragment(context: XdpContext) -> u32 {
     uplink::steer_fragment(context.ctx)
 }
 
+/// Called by `sluice_xdp` through `programs`: answers for VIPs that this node holds.
+#[xdp(frags)]
+#[inline(always)]
+pub fn sluice_xdp_neighbor(context: XdpContext) -> u32 {
+    uplink::answer_neighbor(context.ctx)
+}
+
 /// Pod's host-side interface, tc ingress: replies get the VIP as their source and leave.
 #[classifier]
 #[inline(always)]
@@ -81,6 +89,7 @@ pub fn sluice_bypass(context: TcContext) -> i32 {
 pub fn sluice_uplink_in(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     let Some(ethernet) = link_header(skb) else { return TC_ACT_UNSPEC };
+    take_in(skb, &ethernet);
     match mark::read(core::array::from_fn(|i| ethernet[6 + i])) {
         Some(Mark::Stack) => TC_ACT_UNSPEC,
         // SAFETY: touches only the redirect record of this CPU.
@@ -148,6 +157,25 @@ fn link_header(skb: *mut __sk_buff) -> Option<[u8; ETHERNET]> {
         bpf_skb_load_bytes_relative(skb.cast(), 0, header.as_mut_ptr().cast(), ETHERNET as u32, BPF_HDR_START_MAC)
     };
     (read == 0).then_some(header)
+}
+
+/// `PACKET_HOST` and `PACKET_OTHERHOST` (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+
+/// A driver that has looked at a frame before XDP (veth) holds one to a virtual MAC for another host's, also after XDP has
+/// written the interface's own, and the stack would drop it. No other frame is both.
+#[inline(always)]
+fn take_in(skb: *mut __sk_buff, ethernet: &[u8; ETHERNET]) {
+    // SAFETY: the kernel's context is valid for the whole program.
+    let (kind, ifindex) = unsafe { ((*skb).pkt_type, (*skb).ifindex) };
+    if kind != PACKET_OTHERHOST {
+        return;
+    }
+    if maps::uplink(ifindex).is_some_and(|uplink| ethernet.starts_with(&uplink.mac)) {
+        // SAFETY: the kernel's context; what it refuses the stack drops.
+        let _ = unsafe { bpf_skb_change_type(skb, PACKET_HOST) };
+    }
 }
 
 /// In generic mode the kernel may forget the length of the link header: tc then sees frames without it.

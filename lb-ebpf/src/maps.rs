@@ -27,6 +27,7 @@ use lb_common::{
     limiter::{self, Class},
     offer::Offer,
     opaque::Segment,
+    packet::Frame,
     reason::Reason,
     reply::{Place, ReturnTables},
     session::{Claim, Claimed, Sessions, Socket},
@@ -98,7 +99,7 @@ static ENDPOINT_BYPASSES: Array<BypassCount, 1, MMAPABLE> = Array::new();
 /// the return programs; the agent removes what is old. 5.12 (atomic compare-exchange).
 #[btf_map(name = "flows")]
 static FLOWS: Array<flow::Bucket, 1, MMAPABLE> = Array::new();
-/// Interface index → uplink. Written by the agent, read by `sluice_return`. 4.18.
+/// Interface index → uplink. Written by the agent, read by `sluice_return` and, for few frames, `sluice_uplink_in`. 4.18.
 #[btf_map(name = "uplinks")]
 static UPLINKS: HashMap<u32, Uplink, 16> = HashMap::new();
 /// Remembered routes to clients. Written and read by `sluice_return`. 4.18.
@@ -174,7 +175,7 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
 
 /// The maps as `steer` and `reply` see them, with the settings at hand, which the agent may change meanwhile.
 pub struct Maps {
-    context: *mut c_void,
+    pub context: *mut c_void,
     /// See [`Settings`].
     pub settings: &'static Settings,
     vip_filter: &'static index::Filter,
@@ -371,6 +372,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn maglev_seed(&self) -> u64 {
         self.settings.maglev_seed
+    }
+
+    #[inline(always)]
+    fn admits<F: Frame>(&self, _frame: &F) -> bool {
+        crate::apart::sluice_admit(self.context.cast()) != 0
     }
 
     #[inline(always)]

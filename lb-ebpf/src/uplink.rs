@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::program,
+    neighbor::neighbor,
     packet::Frame,
     reason::Reason,
     slow::{fragment, slow},
@@ -30,6 +31,7 @@ pub fn steer_frame(context: XdpContext) -> u32 {
     match verdict {
         Verdict::Slow => call(&context, program::SLOW),
         Verdict::Fragment => call(&context, program::FRAGMENT),
+        Verdict::Neighbor => call(&context, program::NEIGHBOR),
         _ => {}
     }
     act(verdict, bytes)
@@ -57,6 +59,17 @@ pub fn steer_fragment(context: *mut xdp_md) -> u32 {
     act(fragment(&mut frame, &maps), bytes)
 }
 
+/// The same for ARP and Neighbor Discovery.
+#[inline(always)]
+pub fn answer_neighbor(context: *mut xdp_md) -> u32 {
+    let Some(maps) = Maps::get(context.cast()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let mut frame = XdpFrame::<true> { context };
+    let bytes = frame.length() as u64;
+    act(neighbor(&mut frame, &maps), bytes)
+}
+
 #[inline(always)]
 fn act(verdict: Verdict, bytes: u64) -> u32 {
     let (action, reason) = match verdict {
@@ -70,7 +83,7 @@ fn act(verdict: Verdict, bytes: u64) -> u32 {
         Verdict::Pass(reason) => (xdp_action::XDP_PASS, reason),
         Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason),
         Verdict::Transmit(reason) => (xdp_action::XDP_TX, reason),
-        Verdict::Slow | Verdict::Fragment => (xdp_action::XDP_DROP, Reason::NoSlowPath),
+        Verdict::Slow | Verdict::Fragment | Verdict::Neighbor => (xdp_action::XDP_DROP, Reason::NoSlowPath),
     };
     count_reason(reason.index(), bytes);
     action
