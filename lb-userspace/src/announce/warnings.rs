@@ -1,0 +1,83 @@
+//! What looks wrong about a VIP and does not keep it from being announced. Pure.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr};
+
+use serde::Serialize;
+
+use super::eligibility::Facts;
+use crate::model::announce::Announce;
+
+/// Something to look at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase", tag = "warning")]
+pub enum Warning {
+    /// Nobody on the segment asks for it there, unless a route says so.
+    OutsidePrefixes {
+        /// Where it is to be answered for.
+        interface: String,
+    },
+    /// This host has it on an interface: kube-proxy in IPVS mode puts it there, or somebody by mistake.
+    OnThisHost {
+        /// Which.
+        interface: String,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutsidePrefixes { interface } => write!(
+                f,
+                "it lies in none of the prefixes of {interface}: who is to find it there needs a route to it on that segment"
+            ),
+            Self::OnThisHost { interface } => write!(
+                f,
+                "this host has it on {interface}: what the data plane does not take, the host answers itself; unless \
+                 kube-proxy has put it there, take it away"
+            ),
+        }
+    }
+}
+
+/// What is to be looked at of a VIP.
+#[must_use]
+pub fn warnings(announce: &Announce, vip: IpAddr, facts: &Facts) -> BTreeSet<Warning> {
+    let always = announce.always.iter().map(|always| (&always.interface, &always.vips));
+    let groups = announce.vrrp.iter().map(|group| (&group.interface, &group.vips));
+    let outside = always.chain(groups).filter(|(_, vips)| vips.contains(vip)).filter_map(|(interface, _)| {
+        let known = facts.interfaces.get(interface)?;
+        let is_inside = known.prefixes.iter().any(|prefix| prefix.contains(vip));
+        (!is_inside).then(|| Warning::OutsidePrefixes { interface: interface.clone() })
+    });
+    let here = facts.own.get(&vip).map(|interface| Warning::OnThisHost { interface: interface.clone() });
+    outside.chain(here).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        announce::eligibility::InterfaceFacts,
+        model::announce::{Always, Prefix, Selection},
+    };
+
+    #[test]
+    fn a_vip_outside_the_prefixes_or_on_this_host_is_worth_a_look() {
+        let prefix = Prefix::new("192.0.2.0".parse().unwrap(), 24).unwrap();
+        let interface = InterfaceFacts { prefixes: vec![prefix], ..InterfaceFacts::default() };
+        let [inside, outside, own]: [IpAddr; 3] =
+            ["192.0.2.7", "198.51.100.7", "192.0.2.8"].map(|text| text.parse().unwrap());
+        let facts = Facts {
+            interfaces: [("eth0".to_owned(), interface)].into(),
+            own: [(own, "kube-ipvs0".to_owned())].into(),
+            ..Facts::default()
+        };
+        let always = Always { interface: "eth0".to_owned(), vips: Selection::default() };
+        let announce = Announce { always: vec![always], ..Announce::default() };
+        let of = |vip| warnings(&announce, vip, &facts).into_iter().collect::<Vec<_>>();
+        assert_eq!(of(inside), []);
+        assert_eq!(of(outside), [Warning::OutsidePrefixes { interface: "eth0".to_owned() }]);
+        assert_eq!(of(own), [Warning::OnThisHost { interface: "kube-ipvs0".to_owned() }]);
+        assert_eq!(warnings(&Announce::default(), outside, &facts), BTreeSet::new());
+    }
+}
