@@ -4,6 +4,7 @@
 //! the `engine` that joins them.
 //! Dependencies point inward.
 
+pub mod announce;
 mod capabilities;
 pub mod cli;
 pub mod config;

@@ -1,6 +1,8 @@
 //! What the agent is told to do, validated. Every source (file, later Kubernetes) produces a [`Snapshot`];
 //! everything after it is shared.
 
+pub mod announce;
+pub mod bgp;
 pub mod health;
 
 use std::{
@@ -12,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::announce::Announce;
 use self::health::HealthCheck;
 
 /// Uplinks of one node, which is what the map of uplinks holds; a bond of everything that fits into a machine has fewer.
@@ -34,6 +37,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// How the agent is watched; fixed while it runs.
     pub observation: Observation,
+    /// How the network is told where VIPs are.
+    pub announce: Announce,
     /// One entry for each (VIP, protocol, port); no key twice.
     pub services: Vec<Service>,
 }

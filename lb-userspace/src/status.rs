@@ -1,9 +1,11 @@
 //! What the agent says about itself: one document, as JSON for programs and as a table for people.
 //!
 //! The agent answers who connects to its status socket, and says nothing, with a [`Status`] as JSON, and closes. What may be
-//! asked beside that stands in [`Question`]; nothing that is asked changes anything.
+//! asked beside that stands in [`Question`].
 
 mod activity;
+mod announce;
+mod peers;
 mod render;
 mod socket;
 #[cfg(test)]
@@ -19,8 +21,12 @@ use crate::{
 };
 
 pub use activity::{Activity, Cause, PROGRAMMING_BOUNDS_MICROSECONDS, Programming, SelfTests};
-pub use render::render_table;
-pub use socket::{Answer, FetchError, Question, Socket, fetch, fetch_diff, serve};
+pub use announce::{
+    AgainstStatus, AlarmStatus, AnnounceStatus, ConflictStatus, HeardStatus, MeansStatus, RouterStatus, VipStatus,
+};
+pub use peers::{BfdRemoteStatus, BfdStatus, BgpStatus, PeerErrorStatus};
+pub use render::{render_bfd, render_bgp, render_table, render_vip, render_vrrp};
+pub use socket::{Answer, FetchError, Question, Socket, fetch, fetch_diff, serve, tell_drain};
 
 /// The status socket in the run directory.
 pub const SOCKET_NAME: &str = "status.sock";
@@ -58,6 +64,9 @@ pub struct Status {
     pub preflight: Vec<Finding>,
     /// Whether metrics, health and state are served.
     pub observation: ObservationStatus,
+    /// What the network is told.
+    #[serde(default)]
+    pub announce: AnnounceStatus,
     /// What the agent has done since it started.
     pub activity: Activity,
 }

@@ -15,7 +15,7 @@ use crate::{
         look, object,
         pinned::{self, Left},
     },
-    model::{Capacities, Limits, Observation, Snapshot, Uplink, XdpModeChoice},
+    model::{Announce, Capacities, Limits, Observation, Snapshot, Uplink, XdpModeChoice},
     net::{
         Netlink,
         ethtool::{Ethtool, Offload},
@@ -49,6 +49,7 @@ pub fn supposed() -> crate::net::Result<Snapshot> {
         capacities: Capacities::default(),
         limits: Limits::default(),
         observation: Observation::default(),
+        announce: Announce::default(),
         services: Vec::new(),
     })
 }
@@ -63,11 +64,7 @@ pub fn gather(snapshot: &Snapshot, own: impl IntoIterator<Item = u32>) -> Facts 
         kernel: look::kernel(&mut unseen),
         missing_capabilities: capabilities::missing().unwrap_or_default(),
         memory: Memory {
-            maps_bytes: if are_there(&snapshot.pin_directory, &sizes) {
-                0
-            } else {
-                sizes.maps(cpus as u64).iter().map(|(_, _, bytes)| bytes).sum()
-            },
+            maps_bytes: needed(&snapshot.pin_directory, &sizes, cpus as u64),
             available_bytes: available(),
             group_left_bytes: group_left(Path::new("/sys/fs/cgroup")),
         },
@@ -92,18 +89,17 @@ pub fn gather(snapshot: &Snapshot, own: impl IntoIterator<Item = u32>) -> Facts 
     facts
 }
 
-/// Whether an earlier agent has left maps of these sizes that can be gone on with, or others that the start frees before it makes
-/// its own: those of a start that was cut short. What cannot be read is not.
-fn are_there(pins: &Path, sizes: &Sizes) -> bool {
-    let has_pins = |part: &str| bpffs::entries(&pins.join(part)).is_ok_and(|pins| !pins.is_empty());
-    let is_unfinished = bpffs::MAP_DIRECTORIES.into_iter().any(|part| part != bpffs::MAPS && has_pins(part));
-    let left = || object::shapes(sizes).and_then(|wanted| pinned::look(&pins.join(bpffs::MAPS), &wanted));
-    is_unfinished
-        || match left() {
-            Ok(Left::Same) => true,
-            Ok(Left::Nothing) => has_pins(bpffs::MAPS),
-            Ok(Left::Other { .. }) | Err(_) => false,
-        }
+/// Bytes of the maps that an agent would make, less those of maps that its start frees before: what a start that was cut short
+/// has left. None where an earlier agent has left maps of these sizes, which are gone on with. What cannot be read is not there.
+fn needed(pins: &Path, sizes: &Sizes, cpus: u64) -> u64 {
+    let all: u64 = sizes.maps(cpus).iter().map(|(_, _, bytes)| bytes).sum();
+    let held = |part: &str| pinned::held(&pins.join(part), sizes, cpus);
+    let left = object::shapes(sizes).and_then(|wanted| pinned::look(&pins.join(bpffs::MAPS), &wanted));
+    match left {
+        Ok(Left::Same) => 0,
+        Ok(Left::Nothing) => all.saturating_sub(held(bpffs::MAPS) + held(bpffs::MAPS_NEW)),
+        Ok(Left::Other { .. }) | Err(_) => all.saturating_sub(held(bpffs::MAPS_NEW)),
+    }
 }
 
 fn pins(path: &Path, unseen: &mut Vec<Unseen>) -> Pins {

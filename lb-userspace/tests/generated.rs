@@ -106,6 +106,10 @@ fn kind(schema: &Value) -> String {
         return match kind(&schema["items"]).as_str() {
             "keys" => "list".to_owned(),
             "address" => "list of addresses".to_owned(),
+            "prefix" => "list of prefixes".to_owned(),
+            "pair of numbers" => "list of pairs of numbers".to_owned(),
+            "triple of numbers" => "list of triples of numbers".to_owned(),
+            words if words.starts_with('`') => format!("list of {words}"),
             one => format!("list of {one}s"),
         };
     }
@@ -115,8 +119,12 @@ fn kind(schema: &Value) -> String {
         _ if is("integer") => "number",
         _ if schema["anyOf"][0]["format"] == "ipv4" => "address",
         // Keys that may be left out.
+        _ if schema["anyOf"][0]["anyOf"][0]["format"] == "ipv4" => "address",
         _ if schema["anyOf"][0]["type"] == "object" => "keys",
         (_, Some(pattern)) if pattern.starts_with("^[0-9]+(ms") => "duration",
+        (_, Some(pattern)) if pattern.starts_with("^[0-9a-fA-F:.]+(/") => "prefix",
+        (_, Some("^[0-9]+:[0-9]+$")) => "pair of numbers",
+        (_, Some("^[0-9]+:[0-9]+:[0-9]+$")) => "triple of numbers",
         (_, Some(pattern)) if pattern.starts_with("^/[!-~]") => "text",
         (_, Some(pattern)) if pattern.starts_with("^/") => "absolute path",
         _ if is("number") => "text",

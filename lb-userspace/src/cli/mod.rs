@@ -1,17 +1,20 @@
 //! The command line: what there is to say ([`Cli`]) and who is called ([`run`]).
 
 mod diff;
+mod drain;
 #[cfg(test)]
 mod tests;
 
 use std::{
     io::{self, IsTerminal, Write},
+    net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -21,7 +24,7 @@ use crate::{
     net::{Netlink, links},
     preflight::{self, Report},
     privileges,
-    status::{self, FetchError, SOCKET_NAME, Status, render_table},
+    status::{self, FetchError, SOCKET_NAME, Status, render_bfd, render_bgp, render_table, render_vip, render_vrrp},
     survey,
 };
 
@@ -128,6 +131,19 @@ Examples:
 
 Exit status: 0 an agent would start, 1 it would not, or, with --strict, there are warnings; 2 wrong usage.")]
     Preflight(PreflightArgs),
+    /// Hand over what this node announces, and announce nothing more until `sluice undrain`.
+    ///
+    /// Virtual routers hand over make-before-break. BGP routes get the community GRACEFUL_SHUTDOWN, are withdrawn after
+    /// `shutdownWait`, and once traffic has fallen sessions end with a Cease, and BFD with AdminDown. Each VIP must have another
+    /// node, or it has none. Packets that still come are forwarded. An agent that starts anew stays drained, until the machine
+    /// does.
+    #[command(after_help = "\
+Examples:
+  sluice drain --wait && systemctl restart sluice
+  sluice status vip 198.51.100.1                    says `draining` among the reasons")]
+    Drain(drain::DrainArgs),
+    /// Take `sluice drain` back.
+    Undrain(drain::AgentPlace),
     /// Work in pods' namespaces for an agent, which starts this itself.
     #[command(name = privileges::HELPER_COMMAND, hide = true)]
     NetnsHelper,
@@ -147,20 +163,40 @@ pub struct AgentArgs {
     pub log_level: String,
 }
 
+/// A part of the status.
+#[derive(Debug, Subcommand)]
+pub enum Part {
+    /// Virtual routers: state, priority, whom they hear.
+    Vrrp,
+    /// BGP peers: state, what they were told, what went wrong.
+    Bgp,
+    /// BFD sessions: state, intervals, losses.
+    Bfd,
+    /// How a VIP is announced, who holds it, and everything that is against announcing it from here.
+    Vip {
+        /// The VIP.
+        #[arg(value_name = "VIP")]
+        vip: IpAddr,
+    },
+}
+
 /// Arguments of `sluice status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// What of the status; without it everything.
+    #[command(subcommand)]
+    pub part: Option<Part>,
     /// How the status is written: for people, or for programs.
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, value_enum, default_value_t = Format::Table, global = true)]
     pub output: Format,
     /// Socket of the agent [default: status.sock in /run/sluice].
-    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    #[arg(long, value_name = "PATH", conflicts_with = "config", global = true)]
     pub socket: Option<PathBuf>,
     /// Configuration file whose runDirectory has the socket.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Whether the table is coloured; `auto`: in a terminal, unless NO_COLOR is set.
-    #[arg(long, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    #[arg(long, value_enum, default_value_t = Color::Auto, value_name = "WHEN", global = true)]
     pub color: Color,
 }
 
@@ -254,6 +290,9 @@ pub enum Color {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("it is empty; write a level such as debug".to_owned());
+    }
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("{error}; write a level such as debug, or info,MODULE=trace")),
@@ -277,6 +316,8 @@ pub fn run(cli: Cli, actions: &Actions) -> ExitCode {
         Command::Schema => print(&config::schema_text()),
         Command::Detach(args) => detach(&args, actions),
         Command::Preflight(args) => look_at_node(&args),
+        Command::Drain(args) => drain::drain(&args).and_then(|text| print(&text)),
+        Command::Undrain(place) => drain::undrain(&place).and_then(|text| print(&text)),
         Command::NetnsHelper => privileges::serve(),
     };
     match done {
@@ -300,7 +341,8 @@ fn complaint(error: &anyhow::Error) -> String {
 
 fn start_log(format: LogFormat, level: &str) {
     let log = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level))
+        // netlink_packet_route warns of each type of link that it has no name for. What `level` says of that comes later, and wins.
+        .with_env_filter(EnvFilter::new(format!("netlink_packet_route=error,{level}")))
         .with_ansi(io::stderr().is_terminal())
         // What cannot be written would be told to standard error by a macro that panics where that is full.
         .log_internal_errors(false)
@@ -340,10 +382,30 @@ fn show_status(args: &StatusArgs) -> Result<()> {
 }
 
 fn written(status: &Status, args: &StatusArgs) -> Result<String> {
-    Ok(match args.output {
-        Format::Json => serde_json::to_string_pretty(status)? + "\n",
-        Format::Yaml => serde_saphyr::to_string(status)?,
-        Format::Table => render_table(status, colored(args.color)),
+    let color = colored(args.color);
+    let announce = &status.announce;
+    match &args.part {
+        None => in_format(args.output, status, || render_table(status, color)),
+        Some(Part::Vrrp) => in_format(args.output, &announce.routers, || render_vrrp(announce, color)),
+        Some(Part::Bgp) => in_format(args.output, &announce.bgp, || render_bgp(announce, color)),
+        Some(Part::Bfd) => in_format(args.output, &announce.bfd, || render_bfd(announce, color)),
+        Some(Part::Vip { vip }) => {
+            let known = announce.vips.iter().find(|status| status.vip == *vip);
+            let (Some(known), Some(table)) = (known, render_vip(announce, *vip, color)) else {
+                bail!(
+                    "{vip} is no VIP that is to be announced; `sluice status` lists them, `announce` in the file says which"
+                );
+            };
+            in_format(args.output, known, || table)
+        }
+    }
+}
+
+fn in_format(format: Format, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<String> {
+    Ok(match format {
+        Format::Json => serde_json::to_string_pretty(value)? + "\n",
+        Format::Yaml => serde_saphyr::to_string(value)?,
+        Format::Table => table(),
     })
 }
 

@@ -45,6 +45,7 @@ fn wrong_usage_is_refused() {
     let kind = |line| parse(line).unwrap_err().kind();
     assert_eq!(kind("sluice agent"), ErrorKind::MissingRequiredArgument);
     assert_eq!(kind("sluice agent --config a --log-level =x=y"), ErrorKind::ValueValidation);
+    assert_eq!(kind("sluice agent --config a --log-level="), ErrorKind::ValueValidation);
     assert_eq!(kind("sluice status --socket a --config b"), ErrorKind::ArgumentConflict);
     assert_eq!(kind("sluice status -o xml"), ErrorKind::InvalidValue);
     assert_eq!(kind("sluice check"), ErrorKind::MissingRequiredArgument);

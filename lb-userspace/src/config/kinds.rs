@@ -45,6 +45,14 @@ kind! {
     TimeSpan: { "type": "string", "pattern": "^[0-9]+(ms|s)$" }
     /// An IPv4 or IPv6 address.
     Address: { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] }
+    /// An address, or a prefix of some with its length.
+    AddressPrefix: { "type": "string", "pattern": "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$" }
+    /// An address family.
+    FamilyName: { "type": "string", "enum": ["ipv4", "ipv6"] }
+    /// Two numbers with a colon in between.
+    NumberPair: { "type": "string", "pattern": "^[0-9]+:[0-9]+$" }
+    /// Three numbers with colons in between.
+    NumberTriple: { "type": "string", "pattern": "^[0-9]+:[0-9]+:[0-9]+$" }
     /// An absolute path.
     PathName: { "type": "string", "pattern": "^/(?!.*(^|/)\\.\\.(/|$))" }
 }

@@ -4,6 +4,8 @@
 //!
 //! `docs/configuration.md` is the reference of the keys; a test compares it with [`raw`].
 
+mod announce;
+mod bgp;
 mod capacity;
 mod health;
 mod kinds;

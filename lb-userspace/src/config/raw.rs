@@ -6,10 +6,14 @@
 //! says in its comment what it means, and by `schemars(with = …)` what may stand there, in the words of
 //! [`super::kinds`]; `Option` where it may be left out. Tests name the key that lacks one of these.
 
+pub(super) mod announce;
+pub(super) mod bgp;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use self::announce::RawAnnounce;
 use super::{
     PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT,
     capacity::{self, LIMIT_MAX},
@@ -61,6 +65,9 @@ pub(super) struct RawConfig {
     /// Metrics, health and state over HTTP, read-only.
     #[schemars(with = "Option<RawObservation>", extend("x-default" = "all defaults"))]
     pub observation: Option<RawObservation>,
+    /// Where and how the network is told of the VIPs.
+    #[schemars(with = "Option<RawAnnounce>", extend("x-default" = "nothing is announced"))]
+    pub announce: Option<Spanned<RawAnnounce>>,
     /// May be empty: `services: []`.
     #[schemars(with = "Vec<RawService>", extend("x-kubernetes" = "Service, EndpointSlice"))]
     pub services: Option<Vec<Spanned<RawService>>>,

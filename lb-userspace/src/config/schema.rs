@@ -47,7 +47,13 @@ fn collect(prefix: &str, object: &Value, keys: &mut Vec<Key>) {
     for (name, schema) in object["properties"].as_object().into_iter().flatten() {
         let path = format!("{prefix}{name}");
         let is_list = schema["items"].is_object();
-        let below = if is_list { &schema["items"] } else { schema };
+        // One that may be left out, and whose keys say something about each other, is one of two.
+        let may_be_missing = schema["anyOf"][0]["properties"].is_object();
+        let below = match (is_list, may_be_missing) {
+            (true, _) => &schema["items"],
+            (false, true) => &schema["anyOf"][0],
+            (false, false) => schema,
+        };
         let deeper = format!("{path}{}.", if is_list { "[]" } else { "" });
         keys.push(Key { path, required: required.iter().any(|key| key == name), schema: schema.clone() });
         collect(&deeper, below, keys);

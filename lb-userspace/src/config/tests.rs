@@ -6,6 +6,8 @@ use std::{
 use super::*;
 use crate::model::{Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, XdpModeChoice};
 
+mod announce;
+mod bgp;
 mod direct;
 mod health;
 mod observation;

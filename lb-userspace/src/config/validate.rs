@@ -9,7 +9,7 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
-    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, capacity, observation,
+    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, announce, capacity, observation,
     problem::{Position, Problem},
     raw::{RawConfig, RawNode, RawUplink},
     scalar::{Scalar, position, quote},
@@ -51,6 +51,7 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
     let why = "a socket is made in it, and the path of a socket has at most 107";
     let run_directory =
         directory(&raw.run_directory, "runDirectory", RUN_DIRECTORY_DEFAULT, RUN_DIRECTORY_BYTES_MAX, why);
+    let announce = announce::announce(raw.announce.as_ref(), &uplinks, &mut problems);
     let limits = capacity::limits(raw.limits.as_ref(), &mut problems);
     let observation = observation::observation(raw.observation.as_ref(), &mut problems);
     let unsized_problems = problems.len();
@@ -83,6 +84,7 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
         capacities,
         limits,
         observation,
+        announce,
         services,
     })
 }
@@ -151,7 +153,7 @@ fn uplinks(list: Option<&Spanned<Vec<Spanned<RawUplink>>>>, problems: &mut Vec<P
 }
 
 /// The rules of `dev_valid_name` (net/core/dev.c).
-fn interface_name(name: &Scalar) -> Result<(), Problem> {
+pub(super) fn interface_name(name: &Scalar) -> Result<(), Problem> {
     let text = name.text.as_str();
     let refuse = |why: String| Err(name.problem(why, "write a name that `ip link` shows"));
     match text {
@@ -169,7 +171,7 @@ fn interface_name(name: &Scalar) -> Result<(), Problem> {
     }
 }
 
-fn repeated(scalar: &Scalar, what: &str, first: Position) -> Problem {
+pub(super) fn repeated(scalar: &Scalar, what: &str, first: Position) -> Problem {
     scalar.problem(
         format!("{what} {} is already written in line {}", quote(&scalar.text), first.line),
         "remove one of them",

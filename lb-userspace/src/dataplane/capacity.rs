@@ -1,6 +1,10 @@
 //! How large each map is: follows from the configured capacities alone.
 
-use lb_common::{abi, agent, flow, fragments, index};
+use lb_common::{
+    abi, agent, flow, fragments,
+    holder::{self, CONFLICTS_MAX, HolderKey, VIRTUAL_MACS_MAX},
+    index,
+};
 
 use crate::{
     model::{Capacities, UPLINKS_MAX},
@@ -30,6 +34,9 @@ pub struct Sizes {
     pub service_index_log2: u32,
     /// Logarithm to base 2 of the buckets of `endpoint_index`.
     pub endpoint_index_log2: u32,
+    /// Entries of `holders`: each service with a VIP of its own, on two interfaces, and as many VIPs of routers as there are
+    /// identifiers for these.
+    pub holders: u32,
 }
 
 /// A name, its entries, and the bytes of memory they take.
@@ -52,6 +59,7 @@ impl Sizes {
             // Half full at most, VIPs counted as services: then hardly a bucket overflows.
             service_index_log2: log2(services),
             endpoint_index_log2: log2(backends.div_ceil(2)),
+            holders: 2 * capacities.services + 256,
         }
     }
 
@@ -69,7 +77,7 @@ impl Sizes {
         let (services, backends) = (self.services, self.backends);
         let (service_buckets, endpoint_buckets) = (1 << self.service_index_log2, 1 << self.endpoint_index_log2);
         let (flows, fragments) = (1 << self.flows_log2, 1 << self.fragments_log2);
-        let traffic = size_of::<abi::Traffic>();
+        let (traffic, holder) = (size_of::<abi::Traffic>(), size_of::<HolderKey>());
         vec![
             ("services", services, hash(services, key, size_of::<abi::Service>())),
             ("vips", services, hash(services, 16, 4)),
@@ -94,6 +102,13 @@ impl Sizes {
             ("return_programs", abi::return_program::COUNT, array(abi::return_program::COUNT, 8)),
             ("fragments", fragments, array(fragments, size_of::<fragments::Bucket>())),
             ("members", backends, array(backends, size_of::<abi::Member>())),
+            ("holders", self.holders, hash(self.holders, holder, size_of::<holder::Holder>())),
+            (
+                "virtual_macs",
+                VIRTUAL_MACS_MAX,
+                hash(VIRTUAL_MACS_MAX, size_of::<holder::VirtualMacKey>(), size_of::<holder::VirtualMac>()),
+            ),
+            ("conflicts", CONFLICTS_MAX, hash(CONFLICTS_MAX, holder, size_of::<holder::Conflict>())),
             ("about", 1, array(1, size_of::<agent::About>())),
             // Those of an earlier data plane take their place where there is one.
             ("earlier_bypasses", 1, hash(1, size_of::<abi::BypassKey>(), size_of::<abi::Bypass>())),

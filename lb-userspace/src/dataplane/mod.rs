@@ -4,6 +4,7 @@ pub mod bpffs;
 pub mod btf;
 pub mod capacity;
 pub mod earlier;
+pub mod holders;
 pub mod kernel_types;
 pub mod layout;
 pub mod look;

@@ -30,7 +30,8 @@ static EMBEDDED: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"))
 static EMBEDDED: &[u8] = &[];
 
 /// Names of the XDP programs.
-pub const XDP_PROGRAMS: [&str; 4] = ["sluice_xdp", "sluice_xdp_slow", "sluice_xdp_fragment", "sluice_inject"];
+pub const XDP_PROGRAMS: [&str; 5] =
+    ["sluice_xdp", "sluice_xdp_slow", "sluice_xdp_fragment", "sluice_xdp_neighbor", "sluice_inject"];
 /// Names of the tc programs.
 pub const TC_PROGRAMS: [&str; 8] = [
     "sluice_return",
@@ -44,9 +45,10 @@ pub const TC_PROGRAMS: [&str; 8] = [
 ];
 const CLOCK: &str = "sluice_clock";
 /// Programs that others go on in: the map, their place in it, their name.
-pub const CALLED_PROGRAMS: [(&str, u32, &str); 5] = [
+pub const CALLED_PROGRAMS: [(&str, u32, &str); 6] = [
     ("programs", program::SLOW, "sluice_xdp_slow"),
     ("programs", program::FRAGMENT, "sluice_xdp_fragment"),
+    ("programs", program::NEIGHBOR, "sluice_xdp_neighbor"),
     ("return_programs", return_program::SLOW, "sluice_return_slow"),
     ("return_programs", return_program::POD_FRAGMENT, "sluice_return_fragment"),
     ("return_programs", return_program::UPLINK_FRAGMENT, "sluice_out_fragment"),

@@ -10,6 +10,7 @@ use lb_common::{
 
 use super::{
     DataPlaneError, bpffs,
+    capacity::Sizes,
     object::{self, CALLS, EARLIER, Shape, Shapes},
 };
 
@@ -79,6 +80,15 @@ pub fn look(maps: &Path, wanted: &Shapes) -> Result<Left, DataPlaneError> {
         true => Left::Same,
         false => Left::Other { about: Some(about), how: differ.join(", ") },
     })
+}
+
+/// Bytes that the maps take that are pinned in a directory, by the sizes that others of these names have.
+pub fn held(maps: &Path, sizes: &Sizes, cpus: u64) -> u64 {
+    let held = |(name, entries, bytes): (&str, u32, u64)| {
+        let info = MapInfo::from_pin(maps.join(name)).ok()?;
+        Some(bytes * u64::from(info.max_entries()) / u64::from(entries.max(1)))
+    };
+    sizes.maps(cpus).into_iter().filter_map(held).sum()
 }
 
 /// How a map differs from every map of this ABI by that name.

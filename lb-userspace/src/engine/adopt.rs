@@ -62,6 +62,7 @@ impl Engine {
             aside.carry(&mut tables, &planner)?;
         }
         let mut engine = Self::new(begun, object, tables, planner, clock)?;
+        engine.is_adopted = true;
         engine.apply(adopted.ops)?;
         let links = links::snapshot(&mut engine.netlink)?;
         engine.attached.adopt(&mut engine.object, &links)?;

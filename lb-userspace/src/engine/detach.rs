@@ -17,6 +17,7 @@ use super::{
     guard::Lock,
     undo::{offload_of, raised_by},
     vips,
+    virtual_macs::virtual_mac,
 };
 use crate::{
     dataplane::{
@@ -26,10 +27,12 @@ use crate::{
     },
     net::{
         Error as NetError, Netlink, NetnsId,
+        blackholes::Blackholes,
         ethtool::{Ethtool, set_in},
-        links::{self, Links, XdpAttachment},
+        links::{self, Links, XdpAttachment, mac_text},
         loopback,
         netns::Namespaces,
+        unicast,
     },
     status,
 };
@@ -48,10 +51,11 @@ pub fn run(pins: &Path, run_directory: &Path, tell: &mut dyn FnMut(&str)) -> Res
         None => {
             check_nobody_else(pins)?;
             withdraw_vips(tell)?;
+            remove_blackholes(tell)?;
         }
     }
     if lock.is_some() {
-        for name in [status::SOCKET_NAME, status::SOCKET_UNREADY_NAME, "lock"] {
+        for name in [status::SOCKET_NAME, status::SOCKET_UNREADY_NAME, super::leave::DRAINED_NAME, "lock"] {
             let path = run_directory.join(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
@@ -83,12 +87,25 @@ pub(super) fn take_down(pins: &Path, tell: &mut dyn FnMut(&str)) -> Result<()> {
         }
     }
     withdraw_vips(tell)?;
+    remove_blackholes(tell)?;
     put_back(&undos, tell)?;
     let maps = bpffs::entries(&pins.join(MAPS))?.into_iter().filter(own).count();
     bpffs::remove(pins, &foreign).with_context(|| format!("cannot remove the pins in {}", pins.display()))?;
     tell(&format!("removed {maps} pinned maps from {}", pins.display()));
     for pin in &foreign {
         tell(&format!("left {}, which no agent has made", pin.display()));
+    }
+    Ok(())
+}
+
+/// Routers have been told by now, or find out.
+fn remove_blackholes(tell: &mut dyn FnMut(&str)) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let mut found = Blackholes::read(&mut netlink)?;
+    if !found.is_empty() {
+        let prefixes = found.prefixes.len();
+        found.become_like(&Blackholes::default(), &mut netlink)?;
+        tell(&format!("removed {prefixes} blackhole routes, and the rules that lead to them"));
     }
     Ok(())
 }
@@ -109,6 +126,14 @@ fn put_back(undos: &BTreeMap<UndoKey, bool>, tell: &mut dyn FnMut(&str)) -> Resu
                 Ok(_) | Err(NetError::NoNamespace { .. }) => {}
                 Err(error) => bail!("cannot lower a pod's settings again: {error}; run `sluice detach` again"),
             }
+        }
+        if let (Some(mac), 0) = (virtual_mac(key.setting), key.netns_cookie) {
+            let interface =
+                links.by_index(key.ifindex).map_or_else(|| key.ifindex.to_string(), |link| link.name.clone());
+            if let Err(error) = unicast::shut_out(&mut netlink, key.ifindex, mac) {
+                bail!("{interface} still takes frames to a virtual MAC: {error}; run `sluice detach` again");
+            }
+            tell(&format!("took virtual MAC {} from the filter of {interface}", mac_text(mac)));
         }
         let Some(offload) = offload_of(key.setting) else { continue };
         let done = match key.netns_cookie {

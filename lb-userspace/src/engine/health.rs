@@ -69,6 +69,11 @@ impl Health {
         &self.failed
     }
 
+    /// Whether each target has said something.
+    pub(super) fn has_all_verdicts(&self) -> bool {
+        self.wanted.iter().all(|target| self.reports.contains_key(target))
+    }
+
     /// Waits for news.
     pub(super) async fn reports(&mut self) -> Vec<Report> {
         match &mut self.checks {

@@ -1,13 +1,17 @@
 //! The agent: one task that owns the state, recomputes what is wanted, and applies the difference.
 
 mod adopt;
+mod announce;
 mod connections;
 pub mod detach;
 mod exits;
 mod flows;
 mod guard;
 mod health;
+mod leave;
 mod opaque;
+mod peer_status;
+mod peers;
 mod pods;
 mod preflight;
 mod prune;
@@ -20,7 +24,9 @@ mod summary;
 mod undo;
 mod uplinks;
 mod vips;
+mod virtual_macs;
 mod wanted;
+mod watch;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -36,15 +42,18 @@ use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{info, warn};
 
 use self::{
+    announce::Announcing,
     flows::Sweeper,
     guard::Lock,
     health::Health,
+    leave::Leave,
     opaque::OpaqueEndpoints,
+    peers::Peers,
     pods::{Finding, Wanted},
     questions::Asked,
     reload::Source,
@@ -78,6 +87,8 @@ use crate::{
 
 /// How often what no event tells of is looked after: retries, records, the configuration file's version.
 const TICK: Duration = Duration::from_secs(1);
+/// Longest time from one pulse to the next: of an agent that has nothing to hurry for.
+const PULSE_MAX: Duration = Duration::from_secs(3600);
 /// Ticks from one sweep of the bypasses to the next.
 const SWEEP_TICKS: u64 = 5;
 
@@ -128,6 +139,14 @@ pub struct Engine {
     waiting: Option<String>,
     meter: Meter,
     observer: Observer,
+    announcing: Announcing,
+    peers: Peers,
+    /// This node leaves, or has left.
+    leave: Option<Leave>,
+    /// The data plane was there before this agent.
+    is_adopted: bool,
+    /// When [`pulse`](Self::pulse) was last called.
+    pulsed: Instant,
     _lock: Lock,
     _pin_directory: PinDirectory,
 }
@@ -142,6 +161,8 @@ pub fn run(config: &Path) -> Result<()> {
     info!(services = snapshot.services.len(), microseconds, "configuration read");
     guard::check_capabilities()?;
     let found = preflight::approve(&snapshot)?;
+    let opened = announce::open(&snapshot.announce)?;
+    let secrets = peers::read_secrets(&snapshot.announce)?;
     let lock = Lock::take(&snapshot.run_directory)?;
     // Before anything is touched: the disk may be full.
     let socket = status::Socket::make(&snapshot.run_directory.join(status::SOCKET_NAME))?;
@@ -161,6 +182,8 @@ pub fn run(config: &Path) -> Result<()> {
         memory::release();
         // Threads come after the privileges have gone.
         let begun = privileges::relinquish().map_err(anyhow::Error::from).and_then(|()| {
+            engine.begin_announcing(opened, secrets)?;
+            privileges::settle()?;
             ends.begin(&observation).context("cannot start the thread that serves metrics")?;
             engine.health.begin(engine.started)
         });
@@ -211,6 +234,7 @@ impl Engine {
         info!(services = self.snapshot.services.len(), "ready");
         supervisor.ready(self.summary());
         loop {
+            let pulse_at = self.pulse_at();
             tokio::select! {
                 ready = monitor.readable_mut() => {
                     let mut ready = ready?;
@@ -218,27 +242,44 @@ impl Engine {
                     if !changes.more {
                         ready.clear_ready();
                     }
-                    self.follow(&changes);
+                    self.busy(|engine| engine.follow(&changes));
                 }
-                Some(question) = questions.recv() => self.answer(question),
+                Some(question) = questions.recv() => self.busy(|engine| engine.answer(question)),
                 snapshot = source.next() => {
                     supervisor.reloading();
-                    self.reload(snapshot);
+                    self.busy(|engine| engine.reload(snapshot));
                     supervisor.ready(self.summary());
                 }
-                reports = self.health.reports() => self.follow_health(reports),
-                Some(question) = self.observer.questions.recv() => self.tell(question),
+                reports = self.health.reports() => self.busy(|engine| engine.follow_health(reports)),
+                Some(question) = self.observer.questions.recv() => self.busy(|engine| engine.tell(question)),
+                (path, event) = self.peers.watch.event() => {
+                    self.peers.watch.note(path, event);
+                    self.busy(Self::nudge_peers);
+                }
+                () = sleep_until(pulse_at.into()) => {
+                    if self.busy(Self::pulse) {
+                        return Ok(());
+                    }
+                }
                 _ = tick.tick() => {
                     ticks += 1;
                     source.look();
                     // It cannot be had again; another agent can, and the data plane goes on meanwhile.
                     self.helper.check()?;
-                    self.look_after(ticks);
+                    self.busy(|engine| engine.look_after(ticks));
                     supervisor.alive(|| self.summary());
                 }
                 _ = signals.hangup.recv() => source.ask(),
-                _ = signals.terminate.recv() => return Ok(()),
-                _ = signals.interrupt.recv() => return Ok(()),
+                _ = signals.terminate.recv() => {
+                    if self.is_to_end() {
+                        return Ok(());
+                    }
+                }
+                _ = signals.interrupt.recv() => {
+                    if self.is_to_end() {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
@@ -269,11 +310,38 @@ impl Engine {
         }
     }
 
+    /// Does something that may take long, and is not to be taken for hung meanwhile.
+    fn busy<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.beat_for_long();
+        let done = work(self);
+        self.beat();
+        done
+    }
+
+    /// When [`pulse`](Self::pulse) is due.
+    fn pulse_at(&self) -> Instant {
+        let beat = self.peers.watch.beat_interval();
+        let at = [beat, self.leave_interval()].into_iter().flatten().min().map(|interval| self.pulsed + interval);
+        let damped = self.announcing.damped_for().map(|rest| Instant::now() + rest);
+        at.into_iter().chain(damped).min().unwrap_or(self.pulsed + PULSE_MAX)
+    }
+
+    /// What cannot wait for the next tick. True where the agent is to end.
+    fn pulse(&mut self) -> bool {
+        self.pulsed = Instant::now();
+        if self.announcing.take_waited() {
+            self.announce_anew();
+        }
+        self.go_on_leaving()
+    }
+
     /// What time alone brings.
     fn look_after(&mut self, ticks: u64) {
+        self.look_after_peers(ticks);
         self.retire();
         self.sweep_flows();
         self.note_refused();
+        self.shut_out();
         let unsettled = self.find_opaque()
             || self.waiting.is_some()
             || self.uplinks.len() != self.places.len()
@@ -300,6 +368,8 @@ impl Engine {
             warn!(waiting, "not everything is in force yet; tried again");
         }
         self.waiting = waiting;
+        // Whatever came of it: what cannot be served is not to be announced.
+        self.announce_anew();
         done.map(drop)
     }
 

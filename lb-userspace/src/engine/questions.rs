@@ -1,5 +1,7 @@
 //! What clients of the socket ask.
 
+use std::io;
+
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_blocking,
@@ -18,6 +20,8 @@ use crate::{
 pub(super) enum Asked {
     Status(oneshot::Sender<Status>),
     Diff(Box<Snapshot>, oneshot::Sender<Diff>),
+    Drain(oneshot::Sender<io::Result<()>>),
+    Undrain(oneshot::Sender<io::Result<()>>),
 }
 
 /// Has the engine answer. A configuration is read here, so that the engine is not kept from its work.
@@ -39,6 +43,8 @@ pub(super) async fn answer(engine: mpsc::Sender<Asked>, question: Question) -> A
             let _ = engine.send(Asked::Diff(Box::new(snapshot), reply)).await;
             diff.await.map_or_else(|_| gone(), |diff| Answer::Diff { diff: Box::new(diff) })
         }
+        Question::Drain => change(engine, Asked::Drain, "draining").await.unwrap_or_else(gone),
+        Question::Undrain => change(engine, Asked::Undrain, "announcing again").await.unwrap_or_else(gone),
         Question::Unknown(question) => Answer::Declined {
             declined: format!(
                 "the agent, of version {}, does not know the question `{question}`; use a `sluice` of its version",
@@ -48,12 +54,28 @@ pub(super) async fn answer(engine: mpsc::Sender<Asked>, question: Question) -> A
     }
 }
 
+/// Has the engine do something; `None` where it is gone.
+async fn change(
+    engine: mpsc::Sender<Asked>,
+    asked: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Asked,
+    words: &str,
+) -> Option<Answer> {
+    let (reply, done) = oneshot::channel();
+    let _ = engine.send(asked(reply)).await;
+    Some(match done.await.ok()? {
+        Ok(()) => Answer::Done { done: words.to_owned() },
+        Err(error) => Answer::Declined { declined: error.to_string() },
+    })
+}
+
 impl Engine {
     /// Answers, unless whoever asked has left.
     pub(super) fn answer(&mut self, asked: Asked) {
         match asked {
             Asked::Status(reply) => drop(reply.send(self.status())),
             Asked::Diff(wanted, reply) => drop(reply.send(self.diff(&wanted))),
+            Asked::Drain(reply) => drop(reply.send(self.drain())),
+            Asked::Undrain(reply) => drop(reply.send(self.undrain())),
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Engine, report::unix_seconds, start::settings};
+use super::{Engine, peers::read_secrets, report::unix_seconds, start::settings};
 use crate::{
     config::{
         ConfigError,
@@ -176,9 +176,12 @@ impl Engine {
     fn try_reload(&mut self, wanted: Snapshot) -> Result<Duration> {
         let began = Instant::now();
         check_fixed(&self.snapshot, &wanted)?;
+        self.announcing.check(&wanted.announce)?;
+        let secrets = read_secrets(&wanted.announce)?;
         let found = self.approve_uplinks(&wanted)?;
         self.meter.change_seen(Cause::Configuration, self.started.elapsed());
         let before = self.replace_snapshot(wanted);
+        self.peers.set_secrets(secrets);
         if let Err(error) = self.take_over() {
             self.replace_snapshot(before);
             return Err(match self.take_over() {

@@ -43,6 +43,7 @@ impl Engine {
             waiting: self.waiting.clone(),
             preflight: self.preflight.all(),
             observation: self.observer.state.borrow().clone(),
+            announce: self.announce_status(),
             activity: self.meter.activity().clone(),
         }
     }
@@ -111,7 +112,7 @@ impl Engine {
     }
 
     /// Of all backends that ever were.
-    fn total_traffic(&self) -> Traffic {
+    pub(super) fn total_traffic(&self) -> Traffic {
         let here =
             self.planner.services().values().flat_map(|service| &service.backends).map(|backend| backend.value.id);
         let ids = here.chain(self.planner.leaving().keys().copied());

@@ -20,8 +20,8 @@ use lb_common::{
 use tracing::{info, warn};
 
 use super::{
-    Engine, detach, flows::Sweeper, guard::Lock, health::Health, opaque::OpaqueEndpoints, preflight::Findings, renew,
-    wanted::WantedPods,
+    Engine, announce::Announcing, detach, flows::Sweeper, guard::Lock, health::Health, opaque::OpaqueEndpoints,
+    peers::Peers, preflight::Findings, renew, wanted::WantedPods,
 };
 use crate::{
     dataplane::{
@@ -167,6 +167,11 @@ impl Engine {
             waiting: None,
             meter,
             observer: begun.observer,
+            announcing: Announcing::new(),
+            peers: Peers::new(),
+            leave: None,
+            is_adopted: false,
+            pulsed: Instant::now(),
             _lock: begun.lock,
             _pin_directory: begun.pin_directory,
             snapshot: begun.snapshot,
@@ -175,6 +180,8 @@ impl Engine {
 
     /// Ends the agent, not the data plane.
     pub(super) fn stop(&mut self) {
+        self.stop_announcing();
+        self.peers.stop();
         let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));
         info!("stopped; the data plane goes on: the next agent adopts it, and `sluice detach` removes it");
     }

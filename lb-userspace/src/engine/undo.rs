@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::agent::{UndoKey, setting};
 use tracing::{info, warn};
 
-use super::{Engine, uplinks::AttachedUplink};
+use super::{Engine, uplinks::AttachedUplink, virtual_macs::virtual_mac};
 use crate::{
     dataplane::DataPlaneError,
     net::{
@@ -157,9 +157,11 @@ impl Engine {
     /// Puts an uplink's offloads back as they were.
     pub(super) fn switch_back(&mut self, uplink: &AttachedUplink) {
         let changed = self.tables.undos();
-        for (key, was_on) in
-            changed.into_iter().filter(|(key, _)| (key.netns_cookie, key.ifindex) == (0, uplink.ifindex))
-        {
+        // Virtual MACs go with their routers.
+        let is_its = |key: &UndoKey| {
+            (key.netns_cookie, key.ifindex) == (0, uplink.ifindex) && virtual_mac(key.setting).is_none()
+        };
+        for (key, was_on) in changed.into_iter().filter(|(key, _)| is_its(key)) {
             if let (Ok(ethtool), Some(offload)) = (Ethtool::open(), offload_of(key.setting)) {
                 // An interface that is gone has taken its setting along.
                 let _ = ethtool.set(&uplink.wanted.interface, offload, was_on);
@@ -168,7 +170,7 @@ impl Engine {
         }
     }
 
-    fn forget_undo(&mut self, key: &UndoKey) {
+    pub(super) fn forget_undo(&mut self, key: &UndoKey) {
         if let Err(error) = self.tables.forget_undo(key) {
             warn!(%error, ifindex = key.ifindex, "cannot forget a change that was undone");
         }
@@ -200,6 +202,10 @@ impl Engine {
     /// What is noted of an uplink stays noted while it is one. Attaching it may have been cut short, and the configuration
     /// may name it no longer.
     fn adopt_own_undo(&mut self, links: &Links, key: &UndoKey, was_on: bool) {
+        if let Some(mac) = virtual_mac(key.setting) {
+            self.announcing.let_in.insert((key.ifindex, mac));
+            return;
+        }
         let link = links.by_index(key.ifindex);
         let is_wanted = |name: &str| self.snapshot.uplinks.iter().any(|uplink| uplink.interface == name);
         if self.uplinks.iter().any(|uplink| uplink.ifindex == key.ifindex) || link.is_some_and(|l| is_wanted(&l.name)) {

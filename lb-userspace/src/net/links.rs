@@ -22,6 +22,12 @@ use super::{Error, InterfaceIndex, Netlink, NetnsId, Result, loopback};
 /// An Ethernet address; all zero where the interface has none.
 pub type Mac = [u8; 6];
 
+/// As people write it.
+#[must_use]
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
 /// The interfaces of a namespace, and the pods reached through them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {

@@ -6,14 +6,18 @@
 //! A socket belongs for life to the network namespace it was opened in, whatever thread uses it later. So only
 //! opening needs [`netns::Netns::run`]; the questions may then be asked from anywhere.
 
+pub mod blackholes;
 pub mod ethtool;
 pub mod filters;
 pub mod links;
 pub mod loopback;
 pub mod monitor;
+pub mod neighbors;
 pub mod netns;
+pub mod processes;
 pub mod routes;
 pub mod sockets;
+pub mod unicast;
 pub mod xdp_features;
 
 mod error;

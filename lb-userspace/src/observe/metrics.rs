@@ -4,6 +4,7 @@
 //! <https://prometheus.io/docs/practices/naming/>: base units, `_total` for what only grows, labels of which there are as
 //! many as the configuration has objects. The only number that follows pods, that of backends, has a bound of its own.
 
+mod announce;
 mod families;
 mod reference;
 #[cfg(test)]
@@ -20,11 +21,15 @@ use prometheus_client::{
 
 pub use reference::reference;
 
-use self::families::FAMILIES;
 use crate::status::{BackendStatus, MapStatus, ReasonStatus, ServiceStatus, Status};
 
 /// What [`render`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every family, in the order in which they are exposed.
+fn all() -> impl Iterator<Item = &'static Family> {
+    families::FAMILIES.iter().chain(announce::FAMILIES)
+}
 
 /// Metrics of one name, and where their samples come from.
 struct Family {
@@ -219,7 +224,7 @@ impl Samples<'_> {
 
 impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        for family in FAMILIES {
+        for family in all() {
             let unit = family.unit.map(|unit| match unit {
                 BaseUnit::Bytes => Unit::Bytes,
                 BaseUnit::Seconds => Unit::Seconds,

@@ -194,6 +194,7 @@ fn settings(before: &Snapshot, after: &Snapshot) -> Vec<Setting> {
             capacities: Capacities { services, backends, maglev_slots, bypasses, flows, fragments },
             limits: Limits { refusals, echo_replies, icmp_errors },
             observation: Observation { listen, tls, token_file, backend_series },
+            announce,
             services: _,
         } = snapshot;
         let addresses: Vec<String> = node_addresses.iter().map(IpAddr::to_string).collect();
@@ -215,6 +216,7 @@ fn settings(before: &Snapshot, after: &Snapshot) -> Vec<Setting> {
             ("observation.tls.key", path(tls.as_ref().map(|tls| &tls.key))),
             ("observation.tokenFile", path(token_file.as_ref())),
             ("observation.backendSeries", backend_series.to_string()),
+            ("announce", serde_json::to_string(announce).unwrap_or_default()),
         ]
     };
     let pairs = text(before).into_iter().zip(text(after));

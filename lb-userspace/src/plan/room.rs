@@ -58,7 +58,7 @@ impl Planner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Backend, Capacities, Limits, Observation, Protocol, ReplyMode, RungChoice, Service};
+    use crate::model::{Announce, Backend, Capacities, Limits, Observation, Protocol, ReplyMode, RungChoice, Service};
 
     const FULL: Capacities =
         Capacities { services: 2, backends: 2, maglev_slots: 512, bypasses: 1, flows: 4, fragments: 8 };
@@ -84,6 +84,7 @@ mod tests {
             capacities: FULL,
             limits: Limits::default(),
             observation: Observation::default(),
+            announce: Announce::default(),
             services: services.iter().map(service).collect(),
         }
     }

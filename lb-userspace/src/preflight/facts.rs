@@ -61,8 +61,7 @@ pub struct Kernel {
 /// Memory, in bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// Of the maps that the agent would make beside what is there. 0 where an earlier one has left maps that are gone on with, or
-    /// that are freed first.
+    /// Of the maps that the agent would make, less those of maps that it frees first; 0 where it goes on with what is there.
     pub maps_bytes: u64,
     /// `MemAvailable`.
     pub available_bytes: Option<u64>,

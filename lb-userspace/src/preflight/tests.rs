@@ -8,7 +8,10 @@ use super::{
     *,
 };
 use crate::{
-    model::{Affinity, Capacities, Limits, Protocol, ReplyMode, RungChoice, Service, Snapshot, Uplink, XdpModeChoice},
+    model::{
+        Affinity, Announce, Capacities, Limits, Protocol, ReplyMode, RungChoice, Service, Snapshot, Uplink,
+        XdpModeChoice,
+    },
     net::{
         ethtool::Queues,
         filters::Filter,
@@ -60,6 +63,7 @@ fn healthy() -> (Facts, Snapshot) {
         capacities: Capacities::default(),
         limits: Limits::default(),
         observation: crate::model::Observation::default(),
+        announce: Announce::default(),
         services: vec![service],
     };
     (facts, snapshot)

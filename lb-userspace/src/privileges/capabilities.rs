@@ -19,10 +19,16 @@ use crate::net::{self, netns::Netns};
 const STARTING: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::NET_BROADCAST)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::NET_RAW)
     .union(CapabilitySet::PERFMON)
     .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_NICE)
     .union(CapabilitySet::SYS_PTRACE);
+
+/// What threads of their own need that are made last: to listen for BGP, and to be before ordinary threads for BFD.
+const FOR_THREADS: CapabilitySet = CapabilitySet::NET_BIND_SERVICE.union(CapabilitySet::SYS_NICE);
 
 /// What the agent keeps: links, addresses and routes of pods, offloads of uplinks, and attaching to what comes later. Maps
 /// and loaded programs are used through descriptors that it has, which needs nothing.
@@ -74,12 +80,13 @@ pub fn begin() -> Result<(), DropError> {
     set_capabilities(None, kept).map_err(failed("drop capabilities"))
 }
 
-/// Drops all that the agent needed for its start only, for good, and proves that it is gone.
+/// Drops all that the agent needed for its start only, for good, and proves that it is gone. What threads need that are made
+/// last goes with [`settle`].
 ///
 /// # Errors
 /// Where anything of it cannot be dropped, or a thread that was made before has more.
 pub fn relinquish() -> Result<(), DropError> {
-    keep_only(KEPT)?;
+    keep_only(KEPT.union(FOR_THREADS))?;
     check_threads()?;
     // Entering the namespace that one is in changes nothing and needs the same privilege as any other.
     let entered = Netns::current().and_then(|own| own.enter());
@@ -87,6 +94,22 @@ pub fn relinquish() -> Result<(), DropError> {
         return Err(DropError::StillThere(format!("{entered:?}")));
     }
     filter::install_for_agent()
+}
+
+/// Drops what the agent had for threads that are made by now.
+///
+/// # Errors
+/// Where the kernel refuses it.
+pub fn settle() -> Result<(), DropError> {
+    keep_only(KEPT)
+}
+
+/// Drops all that a thread which listens for BGP does not need.
+///
+/// # Errors
+/// Where the kernel refuses it.
+pub fn keep_for_bgp() -> Result<(), DropError> {
+    keep_only(CapabilitySet::NET_BIND_SERVICE)
 }
 
 /// Drops the calling thread's capabilities; those that it starts later have none either. What it reads from then on are
@@ -129,7 +152,7 @@ fn check_threads() -> Result<(), DropError> {
         let thread = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(thread) = thread else { continue };
         match capabilities(Some(thread)) {
-            Ok(sets) if KEPT.contains(sets.permitted) && sets.inheritable.is_empty() => {}
+            Ok(sets) if KEPT.union(FOR_THREADS).contains(sets.permitted) && sets.inheritable.is_empty() => {}
             Ok(_) => return Err(DropError::Thread { thread: thread.as_raw_nonzero().get() }),
             // It has ended.
             Err(Errno::SRCH) => {}

@@ -87,6 +87,8 @@ const ALLOWED_TO_HELPER: &[libc::c_long] = &[
     libc::SYS_statx,
     libc::SYS_lseek,
     libc::SYS_getdents64,
+    // which process has a socket
+    libc::SYS_readlink,
     // memory, and what the libraries do by themselves
     libc::SYS_mmap,
     libc::SYS_munmap,

@@ -18,6 +18,7 @@ use super::{
 use crate::net::{
     self, InterfaceIndex, NetnsId,
     loopback::Raised,
+    processes::Holder,
     sockets::{Connection, Listeners},
 };
 
@@ -166,6 +167,16 @@ impl Helper {
     pub fn lower_unused(&mut self, netns: NetnsId, raised: Raised) -> Result<bool, HelperError> {
         match self.ask(netns, Work::LowerUnused(raised))? {
             Answer::Lowered(lowered) => Ok(lowered),
+            answer => Err(self.misunderstood(&answer)),
+        }
+    }
+
+    /// See [`Holder::of_sockets`].
+    pub fn holder(&mut self, sockets: &[u64]) -> Result<Option<Holder>, HelperError> {
+        /// Says nothing.
+        const NOWHERE: NetnsId = NetnsId(0);
+        match self.ask(NOWHERE, Work::Holder(sockets.to_vec()))? {
+            Answer::Holder(holder) => Ok(holder),
             answer => Err(self.misunderstood(&answer)),
         }
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::net::{
     self, InterfaceIndex, NetnsId,
     loopback::Raised,
+    processes::Holder,
     sockets::{Connection, Listeners},
 };
 
@@ -63,6 +64,8 @@ pub enum Work {
     AssignVip(IpAddr, Raised),
     /// Take a VIP that an agent has put there from `lo`.
     WithdrawVip(IpAddr),
+    /// Tell which process has one of these sockets, by their inodes. The namespace says nothing here.
+    Holder(Vec<u64>),
 }
 
 /// What the helper says.
@@ -87,6 +90,8 @@ pub enum Answer {
     Lowered(bool),
     /// Of [`Work::Gro`] and [`Work::SetGro`]: how it was.
     GroWas(bool),
+    /// Of [`Work::Holder`].
+    Holder(Option<Holder>),
     /// Of the others.
     Done,
     /// The kernel did not do it.

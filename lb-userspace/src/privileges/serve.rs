@@ -20,6 +20,7 @@ use crate::net::{
     ethtool::{self, Offload},
     loopback,
     netns::{self, Namespaces, Netns},
+    processes::Holder,
     sockets::{self, Connection},
 };
 
@@ -85,6 +86,9 @@ impl Served {
     }
 
     fn work(&mut self, request: Request) -> net::Result<Outcome> {
+        if let Work::Holder(sockets) = &request.work {
+            return Ok(Outcome::Answer(Answer::Holder(Holder::of_sockets(sockets))));
+        }
         let netns = self.namespaces.find(&mut self.netlink, request.netns)?;
         netns.visit(&self.home, || {
             Ok(Outcome::Answer(match request.work {
@@ -103,6 +107,7 @@ impl Served {
                 Work::LowerUnused(raised) => Answer::Lowered(loopback::lower_unused_here(raised)?),
                 Work::AssignVip(vip, raised) => loopback::assign_here(vip, raised).map(|()| Answer::Done)?,
                 Work::WithdrawVip(vip) => loopback::withdraw_here(vip).map(|()| Answer::Done)?,
+                Work::Holder(sockets) => Answer::Holder(Holder::of_sockets(&sockets)),
             }))
         })?
     }

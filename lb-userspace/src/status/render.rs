@@ -1,10 +1,17 @@
 //! [`Status`] as a table of at most [`WIDTH`] columns, as long as names and addresses allow.
 
+mod announce;
+mod peers;
+
 use std::{
     fmt::{self, Write},
     net::{IpAddr, SocketAddr},
 };
 
+pub use self::{
+    announce::{render_vip, render_vrrp},
+    peers::{render_bfd, render_bgp},
+};
 use super::{BackendState, BackendStatus, HealthState, HealthStatus, ProgramStatus, ServiceStatus, Source, Status};
 use crate::{
     model::{ReplyMode, Rung},
@@ -167,6 +174,11 @@ impl Output {
         self.text.push('\n');
     }
 
+    fn line(&mut self, text: &str) {
+        self.put(&cell(text));
+        self.end_line();
+    }
+
     fn end_section(&mut self) {
         self.text.push('\n');
     }
@@ -230,6 +242,7 @@ pub fn render_table(status: &Status, color: bool) -> String {
     warnings(status, &mut out);
     programs(&status.programs).write(&mut out);
     services(&status.services).write(&mut out);
+    announce::write(&status.announce, &mut out);
     reasons(status).write(&mut out);
     maps(status).write(&mut out);
     let end = out.text.trim_end().len();

@@ -56,6 +56,10 @@ pub enum Question {
         /// Its text.
         text: String,
     },
+    /// To hand everything over that is announced, and announce nothing more.
+    Drain,
+    /// To announce again.
+    Undrain,
     /// Something that this version does not know, in its own words.
     Unknown(String),
 }
@@ -65,6 +69,8 @@ pub enum Question {
 #[serde(rename_all = "camelCase", tag = "question")]
 enum Head {
     Diff { name: String },
+    Drain,
+    Undrain,
 }
 
 /// What the agent answers.
@@ -75,6 +81,11 @@ pub enum Answer {
     Diff {
         /// What would change.
         diff: Box<Diff>,
+    },
+    /// To [`Question::Drain`] and [`Question::Undrain`].
+    Done {
+        /// What is being done.
+        done: String,
     },
     /// Why there is no other answer.
     Declined {
@@ -160,6 +171,21 @@ pub fn fetch_diff(socket: &Path, name: &str, text: &str) -> Result<Diff, FetchEr
     let path = socket.to_path_buf();
     match serde_json::from_slice(&answer).map_err(|cause| FetchError::Malformed { path: path.clone(), cause })? {
         Answer::Diff { diff } => Ok(*diff),
+        Answer::Done { done } => Err(FetchError::Declined { why: done }),
+        Answer::Declined { declined } => Err(FetchError::Declined { why: declined }),
+        Answer::Status(status) => Err(FetchError::Older { path, version: status.version }),
+    }
+}
+
+/// Tells the agent that listens on `socket` to hand over what it announces, or to announce again. Returns what it does.
+pub fn tell_drain(socket: &Path, is_to_drain: bool) -> Result<String, FetchError> {
+    let head = if is_to_drain { Head::Drain } else { Head::Undrain };
+    let head = serde_json::to_string(&head).expect("a name is plain data");
+    let answer = ask(socket, format!("{head}\n").as_bytes(), SILENCE_MAX)?;
+    let path = socket.to_path_buf();
+    match serde_json::from_slice(&answer).map_err(|cause| FetchError::Malformed { path: path.clone(), cause })? {
+        Answer::Done { done } => Ok(done),
+        Answer::Diff { .. } => Err(FetchError::Declined { why: "the agent has answered another question".into() }),
         Answer::Declined { declined } => Err(FetchError::Declined { why: declined }),
         Answer::Status(status) => Err(FetchError::Older { path, version: status.version }),
     }
@@ -290,6 +316,8 @@ fn understand(said: Vec<u8>) -> Question {
     let (head, text) = said.split_once('\n').unwrap_or((&said, ""));
     match serde_json::from_str(head) {
         Ok(Head::Diff { name }) => Question::Diff { name, text: text.to_owned() },
+        Ok(Head::Drain) => Question::Drain,
+        Ok(Head::Undrain) => Question::Undrain,
         Err(_) => Question::Unknown(head.chars().take(60).flat_map(char::escape_debug).collect()),
     }
 }

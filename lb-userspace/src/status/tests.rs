@@ -336,6 +336,8 @@ async fn know(question: Question) -> Answer {
             let diff = crate::plan::diff::Diff { notes: vec![name, text], ..Default::default() };
             Answer::Diff { diff: Box::new(diff) }
         }
+        Question::Drain => Answer::Done { done: "draining".into() },
+        Question::Undrain => Answer::Declined { declined: "the agent is stopping".into() },
         Question::Unknown(words) => Answer::Declined { declined: words },
     }
 }
@@ -358,6 +360,11 @@ async fn questions_are_told_apart_from_clients_that_say_nothing() {
         std::io::Result::Ok(answer)
     });
     assert_eq!(serde_json::from_slice::<Status>(&old.await.unwrap().unwrap()).unwrap(), sample());
+    let path = socket.clone();
+    assert_eq!(client(move || tell_drain(&path, true)).await.unwrap().unwrap(), "draining");
+    let path = socket.clone();
+    let declined = client(move || tell_drain(&path, false)).await.unwrap().unwrap_err();
+    assert_eq!(declined.to_string(), "the agent is stopping");
     let path = socket.clone();
     let foreign = client(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(path)?;

@@ -26,6 +26,7 @@ fn full() -> Value {
             "listen": "127.0.0.1:9000", "tls": { "certificate": "/tls.crt", "key": "/tls.key" },
             "tokenFile": "/token", "backendSeries": 5
         },
+        "announce": announce(),
         "services": [{
             "name": "bgp", "vip": "198.51.100.1", "protocol": "TCP", "ports": [179], "replies": "static",
             "rung": "direct", "assignVip": true, "sessionAffinity": "ClientIP", "sessionAffinityTimeoutSeconds": 60,
@@ -41,6 +42,39 @@ fn full() -> Value {
             "name": "syslog", "vip": "198.51.100.2", "protocol": "UDP", "ports": [514],
             "healthCheck": { "type": "udp", "payload": "0a" }
         }]
+    })
+}
+
+/// Its section of what is announced.
+fn announce() -> Value {
+    json!({
+        "node": "a", "nodes": ["a", "b"],
+        "always": [{ "interface": "eth0", "vips": ["198.51.100.0/24", "2001:db8::1"] }],
+        "vrrp": [{
+            "name": "core", "interface": "eth0", "vrids": "10-13", "version": "3", "interval": "100ms", "priority": 200,
+            "preempt": true, "preemptDelay": "5s", "startDelay": "1s", "peers": ["192.0.2.2", "fe80::2"],
+            "refresh": "60s", "virtualMac": true, "track": ["eth1"], "vips": ["198.51.100.0/24"]
+        }],
+        "bfd": [{
+            "name": "fast", "interval": "50ms", "receiveInterval": "100ms", "multiplier": 3, "minimumTtl": 254
+        }],
+        "bgp": bgp()
+    })
+}
+
+/// Its section of BGP.
+fn bgp() -> Value {
+    json!({
+        "localAs": 64512, "identifier": "192.0.2.1", "stop": "graceful", "shutdownWait": "5s",
+        "peers": [{
+            "name": "tor1", "address": "2001:db8::254", "interface": "eth0", "port": 179, "as": 64513,
+            "families": ["ipv4", "ipv6"], "holdTime": "90s", "connectTime": "10s", "mode": "both",
+            "passwordFile": "/etc/sluice/tor1", "multihop": 2, "source": "2001:db8::1", "nextHopIpv4": "192.0.2.1",
+            "nextHopIpv6": "2001:db8::1", "extendedNextHop": true, "gracefulRestart": "30s", "bfd": "fast",
+            "bfdStrict": false, "communities": ["64512:100"], "largeCommunities": ["64512:1:2"],
+            "localPreference": 100, "med": 10, "linkBandwidth": 125000000, "linkBandwidthType": "transitive",
+            "aggregates": ["198.51.100.0/24"], "vips": ["198.51.100.0/24"], "nodes": ["a"]
+        }, { "name": "tor2", "interface": "eth0", "as": "external", "gtsm": 1 }]
     })
 }
 
@@ -97,6 +131,35 @@ fn what_a_schema_can_say_both_refuse() {
         ("/capacities/fragments", json!(-8)),
         ("/limits/refusals", json!(1_000_001)),
         ("/limits/echoReplies", json!(true)),
+        ("/announce/node", json!("a b")),
+        ("/announce/nodes", json!([])),
+        ("/announce/nodes", json!(["a", "a"])),
+        ("/announce/always/0/interface", json!("")),
+        ("/announce/always/0/vips", json!([])),
+        ("/announce/always/0/vips/0", json!("everything")),
+        ("/announce/vrrp/0/vrids", json!("1-2-3")),
+        ("/announce/vrrp/0/version", json!("4")),
+        ("/announce/vrrp/0/interval", json!("1")),
+        ("/announce/vrrp/0/priority", json!(0)),
+        ("/announce/vrrp/0/priority", json!(255)),
+        ("/announce/vrrp/0/peers/0", json!("router")),
+        ("/announce/vrrp/0/track", json!([])),
+        ("/announce/bfd/0/interval", json!("fast")),
+        ("/announce/bfd/0/multiplier", json!(256)),
+        ("/announce/bgp/localAs", json!("AS1")),
+        ("/announce/bgp/stop", json!("now")),
+        ("/announce/bgp/peers", json!([])),
+        ("/announce/bgp/peers/0/as", json!("internal")),
+        ("/announce/bgp/peers/0/port", json!(0)),
+        ("/announce/bgp/peers/0/families", json!(["ipv4", "ipv4"])),
+        ("/announce/bgp/peers/0/families/0", json!("l2vpn")),
+        ("/announce/bgp/peers/0/mode", json!("passive")),
+        ("/announce/bgp/peers/0/passwordFile", json!("secret")),
+        ("/announce/bgp/peers/1/gtsm", json!(255)),
+        ("/announce/bgp/peers/0/multihop", json!(256)),
+        ("/announce/bgp/peers/0/communities/0", json!("no-export")),
+        ("/announce/bgp/peers/0/largeCommunities/0", json!("1:2")),
+        ("/announce/bgp/peers/1/interface", Value::Null),
         ("/services/0/name", json!("a b")),
         ("/services/0/name", json!("n".repeat(254))),
         ("/services/0/vip", json!("example.org")),
@@ -134,7 +197,9 @@ fn what_a_schema_can_say_both_refuse() {
         at(&mut without, above).as_object_mut().unwrap().remove(key);
         at(&mut beside, above)["noSuchKey"] = json!(1);
         assert!(!validator.is_valid(&beside) && !is_taken(&beside), "an unknown key beside {path}");
-        assert_eq!(validator.is_valid(&without), is_taken(&without), "without {path}");
+        // A schema cannot say that a name stands elsewhere too.
+        let is_named_elsewhere = path == "announce.bfd";
+        assert!(validator.is_valid(&without) == is_taken(&without) || is_named_elsewhere, "without {path}");
         assert!(!required || !is_taken(&without), "{path} is required");
     }
 }

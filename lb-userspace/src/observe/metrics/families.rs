@@ -1,5 +1,4 @@
-//! Every family of metrics, in the order in which they are exposed: what the agent is and does, the data plane, services,
-//! backends.
+//! Families of metrics of what the agent is and does, the data plane, services, backends.
 
 use std::fmt;
 
@@ -246,7 +245,13 @@ pub(super) const FAMILIES: &[Family] = &[
     ),
 ];
 
-const fn family(name: &'static str, unit: Option<BaseUnit>, kind: Kind, help: &'static str, source: Source) -> Family {
+pub(super) const fn family(
+    name: &'static str,
+    unit: Option<BaseUnit>,
+    kind: Kind,
+    help: &'static str,
+    source: Source,
+) -> Family {
     Family { name, unit, kind, help, source }
 }
 

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use super::{BaseUnit, FAMILIES, Family, Kind};
+use super::{BaseUnit, Family, Kind, all};
 
 const HEAD: &str = "\
 # Metrics
 
-Generated from `lb-userspace/src/observe/metrics/families.rs`; a test compares it, and
+Generated from `lb-userspace/src/observe/metrics/`; a test compares it, and
 `SLUICE_WRITE_DOCS=1 cargo test -p lb-userspace --test docs` writes it anew.
 
 `/metrics` of the agent ([observation.md](observation.md)) has these in the format OpenMetrics 1.0. Counters begin at 0 with the agent,
@@ -20,7 +20,7 @@ except where the agent reads them from the maps; a counter that falls is a resta
 /// The page, in Markdown.
 pub fn reference() -> String {
     let mut page = HEAD.to_owned();
-    for family in FAMILIES {
+    for family in all() {
         let labels: Vec<String> = family.source.labels().iter().map(|label| format!("`{label}`")).collect();
         let (name, kind, series) = (exposed(family), kind(family.kind), family.source.series());
         writeln!(page, "| `{name}` | {kind} | {} | {series} | {}. |", labels.join(", "), family.help)

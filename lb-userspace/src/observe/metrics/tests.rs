@@ -1,11 +1,14 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use openmetrics_parser::{MetricNumber, MetricsExposition, OpenMetricsType, OpenMetricsValue, openmetrics};
 
 use super::*;
 use crate::{
     observe::meter::Meter,
-    status::{Cause, HealthState, HealthStatus, tests::sample},
+    status::{
+        AgainstStatus, AlarmStatus, AnnounceStatus, BfdStatus, BgpStatus, Cause, ConflictStatus, HealthState,
+        HealthStatus, MeansStatus, PeerErrorStatus, RouterStatus, VipStatus, tests::sample,
+    },
 };
 
 fn text(status: Status, backend_series: u32) -> String {
@@ -24,7 +27,76 @@ fn busy() -> Status {
     telemetry.fails_open = true;
     telemetry.backends[0].health =
         Some(HealthStatus { state: HealthState::Unhealthy, seconds: 5, last_error: Some("refused".into()) });
+    status.announce = announced();
     status
+}
+
+/// One of each thing that announces, with a bit of everything.
+fn announced() -> AnnounceStatus {
+    let ones = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<BTreeMap<_, u64>>();
+    let sizes = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<BTreeMap<_, usize>>();
+    let against = AgainstStatus { reason: "no_backends".into(), text: "its services have no backends".into() };
+    let means = |holds, against| MeansStatus { means: "BGP tor".into(), holds, holder: None, against };
+    let vip = "198.51.100.1".parse().unwrap();
+    AnnounceStatus {
+        vips: vec![VipStatus {
+            vip,
+            means: vec![means(true, vec![]), means(false, vec![]), means(false, vec![against])],
+            warnings: Vec::new(),
+        }],
+        routers: vec![RouterStatus {
+            group: "core".into(),
+            interface: "eth0".into(),
+            family: "ipv4".into(),
+            vrid: 51,
+            version: 3,
+            state: "active".into(),
+            since_seconds: 7,
+            priority: Some(254),
+            address: None,
+            virtual_mac: None,
+            missing: Vec::new(),
+            heard: None,
+            vips: 1,
+            listed: 1,
+            sent: 11,
+            received: 12,
+            unsent: 13,
+            transitions: ones(&["silence"]),
+            discarded: ones(&["ttl"]),
+            alarms: [("interval".to_owned(), AlarmStatus { from: vip, count: 3 })].into(),
+        }],
+        conflicts: vec![ConflictStatus { vip, ifindex: 2, mac: "02:00:00:00:00:01".into(), count: 5 }],
+        malformed: ones(&["checksum"]),
+        leaving: Some("marked".into()),
+        bgp: vec![BgpStatus {
+            name: "tor".into(),
+            state: Some("established".into()),
+            announced: sizes(&["ipv4-unicast"]),
+            not_announced: sizes(&["noNextHop"]),
+            established: 2,
+            received: ones(&["open"]),
+            sent: ones(&["update"]),
+            transitions: ones(&["holdTimerExpired"]),
+            last_error: Some(PeerErrorStatus {
+                seconds_ago: 3,
+                cause: "notificationReceived".into(),
+                detail: "Cease".into(),
+                words: Some("maintenance, back at six".into()),
+            }),
+            ..BgpStatus::default()
+        }],
+        bfd: vec![BfdStatus {
+            peer: "tor".into(),
+            state: Some("up".into()),
+            sent: 21,
+            received: 22,
+            downs: ones(&["silence"]),
+            ..BfdStatus::default()
+        }],
+        bfd_scheduling: None,
+        error: None,
+    }
 }
 
 /// Refuses what is not OpenMetrics. The parser knows no units of histograms, which the format has.
@@ -53,10 +125,10 @@ fn the_exposition_is_openmetrics_with_every_family_of_the_table_and_no_other() {
         Some(BaseUnit::Seconds) => format!("{}_seconds", family.name),
         None => family.name.to_owned(),
     };
-    let table: BTreeSet<String> = FAMILIES.iter().map(full).collect();
-    assert_eq!(table.len(), FAMILIES.len(), "a name has two rows");
+    let table: BTreeSet<String> = all().map(full).collect();
+    assert_eq!(table.len(), all().count(), "a name has two rows");
     assert_eq!(parsed.families.keys().cloned().collect::<BTreeSet<_>>(), table);
-    for family in FAMILIES {
+    for family in all() {
         let found = &parsed.families[&full(family)];
         assert_eq!(found.help, family.help);
         assert!(found.iter_samples().next().is_some(), "{} has no sample", family.name);
@@ -72,7 +144,7 @@ fn names_follow_the_conventions_and_no_series_is_there_twice() {
     assert!(text.ends_with("\n# EOF\n"), "{text}");
     let series: Vec<&str> = samples(&text).iter().map(|line| line.rsplit_once(' ').unwrap().0).collect();
     assert_eq!(series.iter().collect::<BTreeSet<_>>().len(), series.len(), "{text}");
-    for family in FAMILIES {
+    for family in all() {
         let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         assert!(family.name.starts_with("sluice_") && family.name.chars().all(is_plain), "{}", family.name);
         for ending in ["_total", "_bytes", "_seconds", "_milliseconds", "_count", "_sum", "_bucket", "_info"] {
@@ -109,9 +181,24 @@ fn values_are_those_of_the_status() {
         "sluice_service_fails_open{service=\"telemetry\",vip=\"2001:db8:100::12\",protocol=\"TCP\",port=\"57400\"} 1",
         "sluice_backend_reply_packets_total{service=\"telemetry\",vip=\"2001:db8:100::12\",protocol=\"TCP\",port=\"57400\",\
          backend=\"[2001:db8:244:1::41]:57400\"} 4999",
+        "sluice_leaving 1",
+        "sluice_announcements{state=\"withheld\"} 1",
+        "sluice_announcements_withheld{reason=\"no_backends\"} 1",
+        "sluice_vip_conflicts_total 5",
+        "sluice_vrrp_state{group=\"core\",interface=\"eth0\",family=\"ipv4\",vrid=\"51\",state=\"active\"} 1",
+        "sluice_vrrp_state{group=\"core\",interface=\"eth0\",family=\"ipv4\",vrid=\"51\",state=\"backup\"} 0",
+        "sluice_vrrp_transitions_total{group=\"core\",interface=\"eth0\",family=\"ipv4\",vrid=\"51\",cause=\"silence\"} 1",
+        "sluice_vrrp_differences_total{group=\"core\",interface=\"eth0\",family=\"ipv4\",vrid=\"51\",kind=\"interval\"} 3",
+        "sluice_bgp_state{peer=\"tor\",state=\"established\"} 1",
+        "sluice_bgp_state{peer=\"tor\",state=\"idle\"} 0",
+        "sluice_bgp_messages_sent_total{peer=\"tor\",type=\"update\"} 1",
+        "sluice_bgp_prefixes_announced{peer=\"tor\",family=\"ipv4-unicast\"} 1",
+        "sluice_bfd_state{peer=\"tor\",state=\"up\"} 1",
+        "sluice_bfd_losses_total{peer=\"tor\",cause=\"silence\"} 1",
     ] {
         check_has(&text, line);
     }
+    assert!(!text.contains("maintenance"), "a peer's words are in no metric");
     assert!(!text.contains("sluice_map_entries{map=\"maglev\"}"), "entries that nobody counts are no 0");
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{ReplyMode, Rung, XdpModeChoice};
+use crate::model::{Announce, ReplyMode, Rung, XdpModeChoice};
 
 const CAPACITIES: Capacities =
     Capacities { services: 4, backends: 16, maglev_slots: 1 << 14, bypasses: 1, flows: 4, fragments: 8 };
@@ -29,6 +29,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
         capacities: CAPACITIES,
         limits: Limits::default(),
         observation: Observation::default(),
+        announce: Announce::default(),
         services,
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{Limits, Observation, Snapshot, Uplink, XdpModeChoice},
+    model::{Announce, Limits, Observation, Snapshot, Uplink, XdpModeChoice},
     plan::{ops::MapOp, service::InstalledBackend},
 };
 
@@ -110,6 +110,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
         capacities: CAPACITIES,
         limits: Limits::default(),
         observation: Observation::default(),
+        announce: Announce::default(),
         services,
     }
 }

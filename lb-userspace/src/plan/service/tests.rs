@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    model::{Backend, Capacities, Limits as Rates, Observation, RungChoice, Snapshot},
+    model::{Announce, Backend, Capacities, Limits as Rates, Observation, RungChoice, Snapshot},
     plan::planner::Places,
 };
 
@@ -39,6 +39,7 @@ fn plan(planner: &mut Planner, service: &Service, seconds: u64) -> Vec<MapOp> {
         capacities: CAPACITIES,
         limits: Rates::default(),
         observation: Observation::default(),
+        announce: Announce::default(),
         services: vec![service.clone()],
     };
     planner.plan(&snapshot, &Places::new(), Duration::from_secs(seconds)).expect("it fits")

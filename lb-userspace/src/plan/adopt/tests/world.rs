@@ -13,7 +13,9 @@ use lb_common::{
 use proptest::prelude::*;
 
 use crate::{
-    model::{Affinity, Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot},
+    model::{
+        Affinity, Announce, Backend, Capacities, Limits, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot,
+    },
     plan::{
         adopt::{Adopted, Arrays, ReadBack},
         history::Position,
@@ -224,6 +226,7 @@ impl Step {
             capacities: CAPACITIES,
             limits: Limits::default(),
             observation: crate::model::Observation::default(),
+            announce: Announce::default(),
             services: self.services.clone(),
         }
     }

@@ -1,0 +1,469 @@
+//! What is announced: from the snapshot and what is in force to the thread that announces, and from that to the status.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use lb_common::{
+    abi::rung,
+    holder::{Conflict, Holder, HolderKey, VirtualMac, VirtualMacKey},
+};
+use serde::Serialize;
+use tracing::warn;
+
+use super::{Engine, peers::Secrets, virtual_macs::LetIn};
+use crate::{
+    announce::{
+        bgp::{damping::Damping, machine::State},
+        driver::{Announcer, Answers, Opened, Report, RouterReport, boot_time},
+        eligibility::{Decision, Facts, InterfaceFacts, Means, Reason, VipFacts},
+        vrrp::{Family, Version},
+        wanted::wanted,
+        warnings::{Warning, warnings},
+    },
+    dataplane::holders::Holders,
+    model::{Announce, announce::Prefix},
+    net::links::{Link, LinkKind, Links, mac_text},
+    plan::planner::VipKey,
+    status::{
+        AgainstStatus, AlarmStatus, AnnounceStatus, ConflictStatus, HeardStatus, MeansStatus, RouterStatus, VipStatus,
+    },
+};
+
+/// Warnings of one look that have lines of their own in the log.
+const WARNINGS_MAX: usize = 10;
+
+/// What the engine knows of announcing.
+pub(super) struct Announcing {
+    /// Why nothing can be announced, or who does.
+    pub(super) announcer: Result<Announcer, String>,
+    /// The last decisions, for the status.
+    decisions: BTreeMap<IpAddr, Vec<(Means, Decision)>>,
+    /// What looks wrong about them.
+    warnings: BTreeMap<IpAddr, BTreeSet<Warning>>,
+    /// VIPs that flap.
+    damping: Damping<IpAddr>,
+    /// What this or an earlier agent has had interfaces let in.
+    pub(super) let_in: BTreeSet<LetIn>,
+    /// What they must let in.
+    pub(super) macs_wanted: BTreeSet<LetIn>,
+    /// Something was wanted the last time.
+    is_busy: bool,
+}
+
+impl Announcing {
+    /// Nothing is announced yet.
+    pub(super) fn new() -> Self {
+        Self {
+            announcer: Err("the agent is still starting".to_owned()),
+            decisions: BTreeMap::new(),
+            warnings: BTreeMap::new(),
+            damping: Damping::new(),
+            let_in: BTreeSet::new(),
+            macs_wanted: BTreeSet::new(),
+            is_busy: false,
+        }
+    }
+
+    /// How long it takes until a VIP is held down no more.
+    pub(super) fn damped_for(&self) -> Option<Duration> {
+        self.damping.poll_timeout().map(|at| at.saturating_sub(boot_time()))
+    }
+
+    /// Takes note of VIPs that are held down no more. Whether there are any.
+    pub(super) fn take_waited(&mut self) -> bool {
+        let now = boot_time();
+        let is_over = self.damping.poll_timeout().is_some_and(|at| at <= now);
+        // At once: nothing may follow from it, and the pulse would find the same wait over again and again.
+        self.damping.handle_timeout(now);
+        is_over
+    }
+
+    /// Whether a configuration can be followed.
+    ///
+    /// # Errors
+    /// Where it wants something announced, and nothing can be.
+    pub(super) fn check(&self, announce: &Announce) -> Result<()> {
+        match &self.announcer {
+            Err(error) if needs_segments(announce) => bail!("nothing can be announced: {error}"),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Opens what announcing needs, before anything is touched and privileges are dropped.
+///
+/// # Errors
+/// Where anything is to be announced. Else the reason is kept for a configuration that wants it later.
+pub(super) fn open(announce: &Announce) -> Result<Result<Opened, String>> {
+    let opened = Opened::open();
+    let opened = opened.map_err(|error| format!("raw sockets cannot be opened: {error}; give the agent CAP_NET_RAW"));
+    match opened {
+        Err(error) if needs_segments(announce) => bail!("nothing can be announced: {error}"),
+        opened => Ok(opened),
+    }
+}
+
+/// Whether a segment is to be told of anything, for which raw sockets are needed.
+fn needs_segments(announce: &Announce) -> bool {
+    !announce.always.is_empty() || !announce.vrrp.is_empty()
+}
+
+fn is_wanted(announce: &Announce) -> bool {
+    needs_segments(announce) || announce.bgp.is_some()
+}
+
+impl Answers for Holders {
+    fn all(&self) -> io::Result<Vec<(HolderKey, Holder)>> {
+        Self::all(self).map_err(io::Error::other)
+    }
+
+    fn set(&mut self, key: &HolderKey, holder: &Holder) -> io::Result<()> {
+        Self::set(self, key, holder).map_err(io::Error::other)
+    }
+
+    fn remove(&mut self, key: &HolderKey) -> io::Result<()> {
+        Self::remove(self, key).map_err(io::Error::other)
+    }
+
+    fn all_macs(&self) -> io::Result<Vec<(VirtualMacKey, VirtualMac)>> {
+        Self::all_macs(self).map_err(io::Error::other)
+    }
+
+    fn set_mac(&mut self, key: &VirtualMacKey, mac: &VirtualMac) -> io::Result<()> {
+        Self::set_mac(self, key, mac).map_err(io::Error::other)
+    }
+
+    fn remove_mac(&mut self, key: &VirtualMacKey) -> io::Result<()> {
+        Self::remove_mac(self, key).map_err(io::Error::other)
+    }
+
+    fn take_conflicts(&mut self) -> io::Result<Vec<(HolderKey, Conflict)>> {
+        Self::take_conflicts(self).map_err(io::Error::other)
+    }
+}
+
+impl Engine {
+    /// Begins to announce by sockets that were opened before privileges were dropped.
+    ///
+    /// # Errors
+    /// Where the configuration wants something announced, and nothing can be.
+    pub(super) fn begin_announcing(&mut self, opened: Result<Opened, String>, secrets: Secrets) -> Result<()> {
+        let mut holders = Holders::take(&mut self.object)?;
+        self.announcing.announcer = match opened {
+            Ok(opened) => Announcer::start(opened, Box::new(holders))
+                .map_err(|error| format!("the thread that announces cannot be started: {error}")),
+            Err(error) => {
+                // An earlier agent could; what it has promised without end is kept by nobody now.
+                for (key, _) in holders.all()? {
+                    holders.remove(&key)?;
+                }
+                for (key, _) in holders.all_macs()? {
+                    holders.remove_mac(&key)?;
+                }
+                Err(error)
+            }
+        };
+        self.announcing.check(&self.snapshot.announce)?;
+        self.peers.begin(secrets, self.is_adopted);
+        self.recall_drained();
+        // What came and went while this agent found its way in was announced to nobody.
+        self.announcing.damping = Damping::new();
+        // Also where nothing is wanted: an earlier agent may have held something always.
+        self.announcing.is_busy = true;
+        self.announce_anew();
+        Ok(())
+    }
+
+    /// The same by the links of this moment, where anything is wanted.
+    pub(super) fn announce_anew(&mut self) {
+        if !is_wanted(&self.snapshot.announce) && !self.announcing.is_busy && self.has_no_blackholes() {
+            return;
+        }
+        match crate::net::links::snapshot(&mut self.netlink) {
+            Ok(links) => self.announce(&links),
+            Err(error) => {
+                warn!(%error, "what is announced does not follow before the links can be read");
+                self.waiting.get_or_insert_with(|| format!("what is announced: {error}"));
+            }
+        }
+    }
+
+    /// Hands over what is to be announced as things stand.
+    fn announce(&mut self, links: &Links) {
+        let is_busy = is_wanted(&self.snapshot.announce);
+        let was_busy = std::mem::replace(&mut self.announcing.is_busy, is_busy);
+        if !is_busy && !was_busy && self.has_no_blackholes() {
+            return;
+        }
+        let facts = self.facts(links);
+        let vips: BTreeSet<IpAddr> = facts.vips.keys().copied().collect();
+        let mut wanted = wanted(&self.snapshot.announce, &vips, &facts);
+        self.announcing.decisions = std::mem::take(&mut wanted.decisions);
+        self.warn_of(&vips, &facts);
+        let routes = std::mem::take(&mut wanted.routes);
+        let failed = self.let_in(wanted.virtual_macs());
+        wanted.silence(&failed);
+        if let Ok(announcer) = &self.announcing.announcer {
+            announcer.want(wanted);
+        }
+        self.shut_out();
+        self.follow_peers(links, routes);
+    }
+
+    /// Notes what looks wrong, and says what is new of it.
+    fn warn_of(&mut self, vips: &BTreeSet<IpAddr>, facts: &Facts) {
+        let announce = &self.snapshot.announce;
+        let found = vips.iter().map(|vip| (*vip, warnings(announce, *vip, facts)));
+        let found: BTreeMap<IpAddr, BTreeSet<Warning>> = found.filter(|(_, warnings)| !warnings.is_empty()).collect();
+        let before = std::mem::replace(&mut self.announcing.warnings, found);
+        let known = |vip: &IpAddr, warning: &Warning| before.get(vip).is_some_and(|known| known.contains(warning));
+        let new = self.announcing.warnings.iter().flat_map(|(vip, all)| all.iter().map(move |warning| (vip, warning)));
+        let new: Vec<_> = new.filter(|(vip, warning)| !known(vip, warning)).collect();
+        for (vip, warning) in new.iter().take(WARNINGS_MAX) {
+            warn!(%vip, "{warning}");
+        }
+        if let Some(more) = new.len().checked_sub(WARNINGS_MAX).filter(|more| *more != 0) {
+            warn!(count = more, "more VIPs are worth a look; `sluice status vip VIP` says why");
+        }
+    }
+
+    /// Everything that is known of this node.
+    fn facts(&mut self, links: &Links) -> Facts {
+        let mut vips = self.vip_facts();
+        let is_up = |ifindex: u32| links.by_index(ifindex).is_some_and(|link| link.is_running);
+        let has_uplink = self.uplinks.iter().any(|uplink| is_up(uplink.ifindex));
+        // Whoever leaves is not flapping.
+        let served = vips.iter().filter(|(_, facts)| facts.is_served() && has_uplink).map(|(vip, _)| *vip).collect();
+        self.announcing.damping.set_eligible(&served, boot_time());
+        for (vip, facts) in &mut vips {
+            facts.is_held_down = self.announcing.damping.held_until(vip).is_some();
+        }
+        let address_of =
+            |link: &Link, address: IpAddr| vips.contains_key(&address).then(|| (address, link.name.clone()));
+        let own = links
+            .links
+            .iter()
+            .flat_map(|link| link.addresses.iter().filter_map(move |address| address_of(link, address.address)));
+        let own = own.collect();
+        Facts {
+            vips,
+            interfaces: self.interface_facts(links),
+            has_uplink,
+            leaving: self.leave.as_ref().map(|leave| leave.departure.step().leaving()).unwrap_or_default(),
+            taken: self.peers.taken(),
+            own,
+        }
+    }
+
+    /// Says that this engine lives.
+    pub(super) fn beat(&self) {
+        if let Ok(announcer) = &self.announcing.announcer {
+            announcer.beat();
+        }
+        self.peers.watch.beat(boot_time(), !self.uplinks.is_empty());
+    }
+
+    /// The same ahead of a plan of everything, which takes seconds on a large node.
+    pub(super) fn beat_for_long(&self) {
+        self.peers.watch.beat_for_long(boot_time(), !self.uplinks.is_empty());
+    }
+
+    /// Hands over to other nodes.
+    pub(super) fn stop_announcing(&mut self) {
+        if let Ok(announcer) = &mut self.announcing.announcer {
+            announcer.stop();
+        }
+    }
+
+    fn vip_facts(&self) -> BTreeMap<IpAddr, VipFacts> {
+        let mut vips: BTreeMap<IpAddr, VipFacts> = BTreeMap::new();
+        for service in &self.snapshot.services {
+            let facts = vips.entry(service.vip).or_default();
+            facts.is_installed = self.planner.vips().contains_key(&service.vip);
+            facts.has_backends |= !service.backends.is_empty();
+            let key = VipKey::new(service.vip, service.protocol, service.port);
+            let backends = self.planner.services().get(&key).into_iter().flat_map(|service| &service.backends);
+            let is_reachable = |backend: &&_| {
+                let crate::plan::service::InstalledBackend { value, weight, drain, .. } = backend;
+                value.rung != rung::NONE && *weight != 0 && !drain
+            };
+            facts.reachable += backends.filter(is_reachable).count();
+        }
+        vips
+    }
+
+    fn interface_facts(&self, links: &Links) -> BTreeMap<String, InterfaceFacts> {
+        let announce = &self.snapshot.announce;
+        let own = announce.always.iter().map(|always| &always.interface);
+        let own = own.chain(announce.vrrp.iter().flat_map(|group| group.track.iter().chain([&group.interface])));
+        let peers = announce.bgp.iter().flat_map(|bgp| &bgp.peers).filter_map(|peer| peer.at.interface());
+        let names: BTreeSet<&str> = own.map(String::as_str).chain(peers).collect();
+        let facts = |name: &str| Some((name.to_owned(), self.facts_of(links.by_name(name)?)));
+        names.into_iter().filter_map(facts).collect()
+    }
+
+    fn facts_of(&self, link: &Link) -> InterfaceFacts {
+        // Of a bond with an active member, the others hear what they must not answer.
+        let active = match &link.kind {
+            LinkKind::Bond(bond) => bond.active,
+            _ => None,
+        };
+        let places = self.places.iter().filter(|place| place.exits.contains(&link.index)).map(|place| place.index);
+        let is_attached = |index: &u32| self.uplinks.iter().any(|uplink| uplink.ifindex == *index);
+        InterfaceFacts {
+            index: link.index,
+            mac: link.mac,
+            is_running: link.is_running,
+            is_vlan: link.kind == LinkKind::Vlan,
+            attached: places.filter(is_attached).filter(|index| active.is_none_or(|active| active == *index)).collect(),
+            addresses: link.addresses.iter().map(|address| address.address).collect(),
+            prefixes: link
+                .addresses
+                .iter()
+                .filter_map(|address| Prefix::around(address.address, address.prefix_length))
+                .collect(),
+        }
+    }
+
+    /// What is announced, for the status.
+    pub(super) fn announce_status(&self) -> AnnounceStatus {
+        if !self.announcing.is_busy {
+            let leaving = self.leaving_word().map(str::to_owned);
+            return AnnounceStatus { leaving, ..AnnounceStatus::default() };
+        }
+        let (report, error) = match &self.announcing.announcer {
+            Ok(announcer) => match announcer.report() {
+                Some(report) => (report, None),
+                None => (Report::default(), Some("the thread that announces does not answer".to_owned())),
+            },
+            Err(error) => (Report::default(), Some(error.clone())),
+        };
+        let means = |(means, decision): &(Means, Decision), vip: IpAddr| {
+            means_status(means, decision, vip, &report, self.peers.report())
+        };
+        let vip = |(vip, all): (&IpAddr, &Vec<(Means, Decision)>)| VipStatus {
+            vip: *vip,
+            means: all.iter().map(|one| means(one, *vip)).collect(),
+            warnings: self.announcing.warnings.get(vip).into_iter().flatten().map(ToString::to_string).collect(),
+        };
+        AnnounceStatus {
+            vips: self.announcing.decisions.iter().map(vip).collect(),
+            routers: report.routers.iter().map(router_status).collect(),
+            conflicts: report.conflicts.iter().map(conflict_status).collect(),
+            malformed: report.malformed.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+            leaving: self.leaving_word().map(str::to_owned),
+            bgp: self.bgp_status(),
+            bfd: self.bfd_status(),
+            bfd_scheduling: self.bfd_scheduling(),
+            error,
+        }
+    }
+}
+
+fn means_status(
+    means: &Means,
+    decision: &Decision,
+    vip: IpAddr,
+    report: &Report,
+    peers: &crate::announce::bgp::driver::Report,
+) -> MeansStatus {
+    let against = match decision {
+        Decision::Announce => Vec::new(),
+        Decision::Withhold(reasons) => reasons.iter().map(against).collect(),
+    };
+    let router = match means {
+        Means::Always { .. } | Means::Bgp { .. } => None,
+        Means::Vrrp { interface, vrid, .. } => report.routers.iter().find(|router| {
+            router.interface == *interface && router.status.vrid == *vrid && router.status.family == Family::of(vip)
+        }),
+    };
+    let holds = match means {
+        Means::Always { interface } => report.always.binary_search(&(interface.clone(), vip)).is_ok(),
+        Means::Vrrp { .. } => router.is_some_and(|router| router.status.hold_until.is_some()),
+        Means::Bgp { peer, .. } => {
+            let found = peers.peers.iter().find(|report| report.name == *peer);
+            let state = found.and_then(|report| report.status.as_ref()).map(|status| status.state);
+            against.is_empty() && state == Some(State::Established)
+        }
+    };
+    // Whoever was heard last may have left, which 0 says, or fallen silent.
+    let now = boot_time();
+    let heard = router.and_then(|router| router.status.heard);
+    let heard = heard.filter(|heard| heard.priority.get() != 0 && heard.may_live(now));
+    let holder = heard.filter(|_| !holds).map(|heard| heard.address);
+    MeansStatus { means: means.to_string(), holds, holder, against }
+}
+
+fn against(reason: &Reason) -> AgainstStatus {
+    AgainstStatus { reason: reason.name().to_owned(), text: reason.to_string() }
+}
+
+fn conflict_status(conflict: &crate::announce::driver::ConflictReport) -> ConflictStatus {
+    let crate::announce::driver::ConflictReport { interface, vip, mac, count } = conflict;
+    ConflictStatus { vip: *vip, ifindex: *interface, mac: mac.clone(), count: *count }
+}
+
+fn router_status(router: &RouterReport) -> RouterStatus {
+    let RouterReport { group, interface, virtual_mac, since_seconds, status } = router;
+    let counters = &status.counters;
+    let ignored = counters.ignored.iter().map(|(reason, count)| (reason.name().to_owned(), *count));
+    let malformed = counters.malformed.iter().map(|(reason, count)| (reason.name().to_owned(), *count));
+    let alarm = |alarm: &crate::announce::vrrp::machine::Alarm| AlarmStatus { from: alarm.from, count: alarm.count };
+    RouterStatus {
+        group: group.clone(),
+        interface: interface.clone(),
+        family: status.family.to_string().to_lowercase(),
+        vrid: status.vrid.get(),
+        version: match status.version {
+            Version::V2 => 2,
+            Version::V3 => 3,
+        },
+        state: word(status.state),
+        since_seconds: *since_seconds,
+        priority: status.priority.map(|priority| priority.get()),
+        address: status.address,
+        virtual_mac: virtual_mac.map(|(_, mac)| mac_text(mac)),
+        missing: status.missing.iter().map(ToString::to_string).collect(),
+        heard: status.heard.map(|heard| HeardStatus { address: heard.address, priority: heard.priority.get() }),
+        vips: status.vips,
+        listed: status.listed,
+        sent: counters.sent + counters.sent_leaves,
+        received: counters.received_higher
+            + counters.received_lower
+            + counters.received_leaves
+            + counters.received_idle,
+        unsent: counters.unsent,
+        transitions: counters.transitions.iter().map(|(cause, count)| (word(cause), *count)).collect(),
+        discarded: ignored.chain(malformed).collect(),
+        alarms: status.alarms.iter().map(|(kind, record)| (kind.name().to_owned(), alarm(record))).collect(),
+    }
+}
+
+/// As it is serialized.
+pub(super) fn word(value: impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where announcing has been taken out of the configuration meanwhile.
+    #[test]
+    fn that_a_vip_take_waited_is_said_once() {
+        let (mut announcing, vip) = (Announcing::new(), IpAddr::from([192, 0, 2, 1]));
+        // It flapped two seconds ago, and came back: that is a second of waiting.
+        let ago = boot_time().saturating_sub(Duration::from_secs(2));
+        for eligible in [true, false, true] {
+            announcing.damping.set_eligible(&eligible.then_some(vip).into_iter().collect(), ago);
+        }
+        assert_eq!(announcing.damped_for(), Some(Duration::ZERO));
+        assert!(announcing.take_waited() && !announcing.take_waited());
+        assert_eq!(announcing.damped_for(), None);
+    }
+}
