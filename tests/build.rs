@@ -1,10 +1,12 @@
 //! Compiles the telemetry service. `protox` is a compiler in Rust, so no machine needs `protoc`.
-//! And writes the mutants of the forwarding decision, and of the flow cache.
+//! And writes the mutants of the forwarding decision, of the flow cache and of virtual routers.
 
 use std::{env, error::Error, path::Path};
 
 #[path = "build/mutants.rs"]
 mod mutants;
+#[path = "build/router_mutants.rs"]
+mod router_mutants;
 #[path = "build/unchecked.rs"]
 mod unchecked;
 
@@ -15,5 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     let common = Path::new("../lb-common/src");
     unchecked::write(common, &Path::new(&out).join("unchecked.rs"))?;
-    mutants::write(common, &Path::new(&out).join("mutants.rs"))
+    mutants::write(common, &Path::new(&out).join("mutants.rs"))?;
+    let vrrp = Path::new("../lb-userspace/src/announce/vrrp");
+    router_mutants::write(vrrp, Path::new("src/sim"), &Path::new(&out).join("router_mutants.rs"))
 }

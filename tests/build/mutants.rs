@@ -7,16 +7,30 @@ use std::{error::Error, fmt::Write as _, fs, path::Path};
 
 #[path = "mutations.rs"]
 mod mutations;
+#[path = "mutations_neighbor.rs"]
+mod mutations_neighbor;
 #[path = "mutations_slow.rs"]
 mod mutations_slow;
 
 use mutations::MUTATIONS;
 
 /// The decision's files; all others are shared.
-const FILES: [&str; 10] =
-    ["steer", "offer", "slow", "affinity", "opaque", "session", "answer", "icmp", "headers", "checksum"];
+const FILES: [&str; 12] = [
+    "steer",
+    "offer",
+    "slow",
+    "affinity",
+    "opaque",
+    "session",
+    "answer",
+    "icmp",
+    "neighbor",
+    "virtual_mac",
+    "headers",
+    "checksum",
+];
 /// What is shared of these files too: from the first text up to the second, and what stands for it.
-const SHARED: [(&str, &str, &str, &str); 5] = [
+const SHARED: [(&str, &str, &str, &str); 6] = [
     (
         "offer",
         "/// A packet that does not simply go",
@@ -42,6 +56,12 @@ const SHARED: [(&str, &str, &str, &str); 5] = [
         "pub use lb_common::opaque::Segment;\n",
     ),
     (
+        "neighbor",
+        "/// What is asked and told about",
+        "/// Bytes of an ARP packet for",
+        "pub use lb_common::neighbor::Holders;\n",
+    ),
+    (
         "slow",
         "/// What is asked and told about",
         "/// Decides what becomes of an ICMP message",
@@ -62,11 +82,17 @@ pub fn write(common: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     let mut list = String::new();
     // First the copy with nothing broken: it must not be noticed.
     let control = ("nothing is changed", "", "", "");
-    for (number, (name, file, old, new)) in
-        std::iter::once(&control).chain(MUTATIONS).chain(mutations_slow::MUTATIONS).enumerate()
+    for (number, (name, file, old, new)) in std::iter::once(&control)
+        .chain(MUTATIONS)
+        .chain(mutations_slow::MUTATIONS)
+        .chain(mutations_neighbor::MUTATIONS)
+        .enumerate()
     {
         writeln!(out, "mod mutant_{number} {{")?;
-        writeln!(out, "use lb_common::{{abi, address, flow, fragments, limiter, mark, packet, reason, reply}};")?;
+        writeln!(
+            out,
+            "use lb_common::{{abi, address, flow, fragments, holder, limiter, mark, packet, reason, reply}};"
+        )?;
         for (source, text) in &sources {
             let mut text = text.clone();
             if source == file {
@@ -93,6 +119,13 @@ fn adapt(source: &str, text: &str) -> Result<String, Box<dyn Error>> {
     text = text
         .replace("tables.offer(", "super::offer::offer(tables, ")
         .replace("tables.claim(", "session::claim(tables, ");
+    text = text.replace("tables.admits(frame)", "super::virtual_mac::admit(frame, tables)");
+    if source == "steer" {
+        text = text.replace(
+            "pub fn steer<F: Frame, T: Tables>",
+            "pub fn steer<F: Frame, T: Tables + super::neighbor::Holders>",
+        );
+    }
     text = text.replace("tables.keep(", "super::affinity::keep(tables, ");
     for (_, from, to, instead) in SHARED.iter().filter(|shared| shared.0 == source) {
         let (Some(from), Some(to)) = (text.find(from), text.find(to)) else {

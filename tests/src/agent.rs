@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    lab::{LAB_OBJECT, Lab, NODE, Namespace, UPLINK, privileged, wait_until},
+    lab::{Host, LAB_OBJECT, Lab, Namespace, Pair, UPLINK, privileged, wait_until},
     process::Process,
 };
 
@@ -78,6 +78,7 @@ pub struct Agent {
     detach: Command,
     binary: PathBuf,
     configuration: PathBuf,
+    addresses: Pair,
     pins: PathBuf,
     runtime: PathBuf,
 }
@@ -93,30 +94,30 @@ impl Agent {
 
     /// Starts the agent with this text as its configuration, which must name the paths of [`Configuration::yaml_in`],
     /// and waits until it answers. The uplink is left as it is.
-    pub fn start_with(lab: &Lab, yaml: &str) -> Result<Self> {
-        Self::start_as(lab, yaml, |command| command)
+    pub fn start_with(host: &dyn Host, yaml: &str) -> Result<Self> {
+        Self::start_as(host, yaml, |command| command)
     }
 
     /// As [`start_with`](Self::start_with), an agent of another build.
-    pub fn start_binary(lab: &Lab, binary: Option<&str>, yaml: &str) -> Result<Self> {
-        Self::start_as(lab, yaml, |command| {
+    pub fn start_binary(host: &dyn Host, binary: Option<&str>, yaml: &str) -> Result<Self> {
+        Self::start_as(host, yaml, |command| {
             let Some(binary) = binary else { return command };
-            let mut other = lab.node.command(binary);
+            let mut other = host.namespace().command(binary);
             other.args(command.get_args().skip_while(|argument| *argument != "agent"));
             other
         })
     }
 
     /// As [`start_with`](Self::start_with); `change` may put a program before the agent that executes it.
-    pub fn start_as(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
-        let mut agent = Self::launch(lab, yaml, change)?;
+    pub fn start_as(host: &dyn Host, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
+        let mut agent = Self::launch(host, yaml, change)?;
         agent.wait_ready()?;
         Ok(agent)
     }
 
     /// Starts the agent, and waits only until it has pinned a map: its programs are not attached by then.
-    pub fn start_unready(lab: &Lab, yaml: &str) -> Result<Self> {
-        let mut agent = Self::launch(lab, yaml, |command| command)?;
+    pub fn start_unready(host: &dyn Host, yaml: &str) -> Result<Self> {
+        let mut agent = Self::launch(host, yaml, |command| command)?;
         wait_until("the agent's first pinned map", READY_LIMIT, || {
             agent.process.check_running()?;
             let some = fs::read_dir(agent.pins.join("maps")).is_ok_and(|mut maps| maps.next().is_some());
@@ -126,16 +127,24 @@ impl Agent {
     }
 
     /// Starts the agent and does not wait for anything. `change` as in [`start_as`](Self::start_as).
-    pub fn launch(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
-        let (configuration, command) = prepare(lab, yaml)?;
+    pub fn launch(host: &dyn Host, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<Self> {
+        let (configuration, command) = prepare(host, yaml)?;
         let process = Process::start("sluice agent", &mut change(command))?;
-        let (pins, runtime) = paths(lab);
-        Ok(Self { process, detach: detach_command(lab)?, binary: binary()?, configuration, pins, runtime })
+        let (pins, runtime) = paths(host);
+        Ok(Self {
+            process,
+            detach: detach_command(host)?,
+            binary: binary()?,
+            configuration,
+            addresses: host.addresses(),
+            pins,
+            runtime,
+        })
     }
 
     /// Starts an agent that must refuse to run, and returns what it says. `change` as in [`start_as`](Self::start_as).
-    pub fn refusal(lab: &Lab, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<String> {
-        let (_, command) = prepare(lab, yaml)?;
+    pub fn refusal(host: &dyn Host, yaml: &str, change: impl FnOnce(Command) -> Command) -> Result<String> {
+        let (_, command) = prepare(host, yaml)?;
         let mut process = Process::start("sluice agent", &mut change(command))?;
         let status = process.wait(READY_LIMIT)?;
         let text = process.wait_output();
@@ -175,6 +184,14 @@ impl Agent {
         Command::new(&self.binary)
     }
 
+    /// What a subcommand of this agent's `sluice` prints about this agent.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        let output = self.sluice().args(words).arg("--config").arg(self.configuration()).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "sluice {words:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(said)
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -197,7 +214,7 @@ impl Agent {
 
     /// Replaces the configuration and tells the agent.
     pub fn reconfigure(&mut self, configuration: &Configuration) -> Result<()> {
-        self.reload(&configuration.yaml(&self.pins, &self.runtime))
+        self.reload(&configuration.yaml(self.addresses, &self.pins, &self.runtime))
     }
 
     /// What `sluice status` says.
@@ -252,16 +269,16 @@ impl Agent {
     }
 
     /// Starts an agent and ends it as a crash does, that long after.
-    pub fn start_and_kill(lab: &Lab, yaml: &str, after: Duration) -> Result<()> {
-        let agent = Self::launch(lab, yaml, |command| command)?;
+    pub fn start_and_kill(host: &dyn Host, yaml: &str, after: Duration) -> Result<()> {
+        let agent = Self::launch(host, yaml, |command| command)?;
         // Where it is by then is for chance to say.
         std::thread::sleep(after);
         agent.kill()
     }
 
     /// Starts an agent and ends it as a crash does, once its log has this text.
-    pub fn start_and_kill_at(lab: &Lab, yaml: &str, text: &str) -> Result<()> {
-        let agent = Self::launch(lab, yaml, |command| command)?;
+    pub fn start_and_kill_at(host: &dyn Host, yaml: &str, text: &str) -> Result<()> {
+        let agent = Self::launch(host, yaml, |command| command)?;
         agent.wait_log(text)?;
         agent.kill()
     }
@@ -325,18 +342,18 @@ impl Agent {
 }
 
 /// Runs `sluice detach`, and returns what it says.
-pub fn detach(lab: &Lab) -> Result<String> {
-    run_detach(&mut detach_command(lab)?)
+pub fn detach(host: &dyn Host) -> Result<String> {
+    run_detach(&mut detach_command(host)?)
 }
 
-/// The command that removes what the agents of this lab have made.
-pub fn detach_command(lab: &Lab) -> Result<Command> {
-    detach_by(lab, &lab.directory().join("sluice.yaml"))
+/// The command that removes what the agents of this host have made.
+pub fn detach_command(host: &dyn Host) -> Result<Command> {
+    detach_by(host, &host.directory().join("sluice.yaml"))
 }
 
 /// The same with another configuration.
-pub fn detach_by(lab: &Lab, config: &Path) -> Result<Command> {
-    let mut command = lab.node.command(binary()?);
+pub fn detach_by(host: &dyn Host, config: &Path) -> Result<Command> {
+    let mut command = host.namespace().command(binary()?);
     command.args(["detach", "--config"]).arg(config);
     Ok(command)
 }
@@ -350,14 +367,14 @@ fn run_detach(command: &mut Command) -> Result<String> {
 }
 
 /// Fails unless an agent has taken everything along: pins, and programs on the node's interfaces.
-pub fn check_nothing_left(lab: &Lab) -> Result<()> {
-    let pins = paths(lab).0;
+pub fn check_nothing_left(host: &dyn Host) -> Result<()> {
+    let pins = paths(host).0;
     for part in ["maps", "links"] {
         let path = pins.join(part);
         ensure!(!path.exists(), "{} is still there", path.display());
     }
     wait_until("the node's interfaces to be without programs", READY_LIMIT, || {
-        let output = lab.node.command("bpftool").args(["-j", "net"]).output().context("bpftool")?;
+        let output = host.namespace().command("bpftool").args(["-j", "net"]).output().context("bpftool")?;
         let shown: Value = serde_json::from_slice(&output.stdout).context("bpftool net prints no JSON")?;
         let empty = |kind: &str| shown[0][kind].as_array().is_some_and(Vec::is_empty);
         Ok((empty("xdp") && empty("tc")).then_some(()))
@@ -380,35 +397,35 @@ fn binary() -> Result<PathBuf> {
 }
 
 /// The pin directory and the run directory.
-fn paths(lab: &Lab) -> (PathBuf, PathBuf) {
-    (lab.bpffs().join("sluice"), lab.directory().join("run"))
+fn paths(host: &dyn Host) -> (PathBuf, PathBuf) {
+    (host.bpffs().join("sluice"), host.directory().join("run"))
 }
 
 /// Writes the configuration, and gives the command that runs an agent with it.
-fn prepare(lab: &Lab, yaml: &str) -> Result<(PathBuf, Command)> {
-    let file = lab.directory().join("sluice.yaml");
-    fs::create_dir_all(paths(lab).1)?;
+fn prepare(host: &dyn Host, yaml: &str) -> Result<(PathBuf, Command)> {
+    let file = host.directory().join("sluice.yaml");
+    fs::create_dir_all(paths(host).1)?;
     fs::write(&file, yaml)?;
-    let mut command = lab.node.command(binary()?);
+    let mut command = host.namespace().command(binary()?);
     command.args(["agent", "--config"]).arg(&file);
     Ok((file, command))
 }
 
 impl Configuration {
-    /// The configuration file of an agent in this lab.
+    /// The configuration file of an agent on this host.
     #[must_use]
-    pub fn yaml_in(&self, lab: &Lab) -> String {
-        let (pins, runtime) = paths(lab);
-        self.yaml(&pins, &runtime)
+    pub fn yaml_in(&self, host: &dyn Host) -> String {
+        let (pins, runtime) = paths(host);
+        self.yaml(host.addresses(), &pins, &runtime)
     }
 
-    fn yaml(&self, pins: &Path, runtime: &Path) -> String {
+    fn yaml(&self, node: Pair, pins: &Path, runtime: &Path) -> String {
         let mut yaml = format!(
             "node:\n  addresses: [\"{}\", \"{}\"]\n\
              uplinks:\n  - interface: {UPLINK}\n    mode: {}\n\
              pinDirectory: {}\nrunDirectory: {}\nservices:\n",
-            NODE.v4,
-            NODE.v6,
+            node.v4,
+            node.v6,
             self.mode,
             pins.display(),
             runtime.display()

@@ -18,6 +18,7 @@ use lb_common::{
     },
     address::Address,
     flow, fragments,
+    holder::{Conflict, Holder, HolderKey, VirtualMac, VirtualMacKey},
     index::{self, EndpointBucket, ServiceBucket},
     reason::{REASONS, Reason},
 };
@@ -113,6 +114,7 @@ impl Kernel {
             ("endpoint_bypasses", content.endpoint_ids),
             ("flows", 1 << flows_log2),
             ("fragments", 1 << content.fragments_log2),
+            ("holders", content.holders.len()),
             ("backend_counters", content.backend_vips.len()),
         ] {
             loader.map_max_entries(name, entries as u32);
@@ -124,7 +126,7 @@ impl Kernel {
         let mut ebpf = loader.load(bytes).expect("the object loads");
         fill_tables(&mut ebpf, content);
         fill_indexes(&ebpf, content);
-        for name in ["sluice_xdp", "sluice_xdp_slow", "sluice_xdp_fragment"] {
+        for name in ["sluice_xdp", "sluice_xdp_slow", "sluice_xdp_fragment", "sluice_xdp_neighbor"] {
             let xdp: &mut Xdp = ebpf.program_mut(name).expect("in the object").try_into().expect("an XDP program");
             xdp.load().expect("the verifier accepts the XDP programs");
         }
@@ -192,6 +194,9 @@ impl Kernel {
     pub fn snapshot(&self) -> (Snapshot, bool) {
         let bypasses: HashMap<&MapData, BypassKey, Bypass> = self.map("bypasses");
         let bypasses = bypasses.iter().map(|entry| entry.expect("map iteration")).map(|(k, v)| (k, v.backend));
+        let conflicts: HashMap<&MapData, HolderKey, Conflict> = self.map("conflicts");
+        let conflicts = conflicts.iter().map(|entry| entry.expect("map iteration"));
+        let conflicts = conflicts.map(|(key, conflict)| (key, (conflict.count, conflict.mac)));
         let mut times =
             self.flows.iter().flat_map(|bucket| &bucket.entries).filter_map(flow::snapshot).map(|(.., t)| t);
         let first = times.next();
@@ -202,6 +207,7 @@ impl Kernel {
             }),
             backends: self.per_cpu("backend_counters", |sum: &mut Traffic, traffic| *sum = *sum + traffic),
             bypasses: bypasses.collect(),
+            conflicts: conflicts.collect(),
             bypass_counts: self.bypass_counts.iter().map(|count| count.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
             fragments: self.fragments.iter().map(fragment_records).collect(),
@@ -239,6 +245,9 @@ impl Kernel {
         let mut bypasses: HashMap<_, BypassKey, Bypass> = map_of(&mut self.ebpf, "bypasses");
         let keys: Vec<_> = bypasses.keys().map(|key| key.expect("map iteration")).collect();
         keys.iter().for_each(|key| bypasses.remove(key).expect("the entry is there"));
+        let mut conflicts: HashMap<_, HolderKey, Conflict> = map_of(&mut self.ebpf, "conflicts");
+        let keys: Vec<_> = conflicts.keys().map(|key| key.expect("map iteration")).collect();
+        keys.iter().for_each(|key| conflicts.remove(key).expect("the entry is there"));
         self.bypass_counts.iter().for_each(|count| count.count.store(0));
         self.fragments.iter().for_each(forget_fragments);
         for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
@@ -369,6 +378,14 @@ fn fill_tables(ebpf: &mut Ebpf, content: &Content) {
     let mut endpoints: HashMap<_, ServiceKey, lb_common::abi::Endpoint> = map_of(ebpf, "endpoints");
     for (key, endpoint) in &content.endpoints {
         endpoints.insert(key, endpoint, 0).expect("there is room");
+    }
+    let mut holders: HashMap<_, HolderKey, Holder> = map_of(ebpf, "holders");
+    for (key, holder) in &content.holders {
+        holders.insert(key, holder, 0).expect("there is room");
+    }
+    let mut macs: HashMap<_, VirtualMacKey, VirtualMac> = map_of(ebpf, "virtual_macs");
+    for (key, mac) in &content.virtual_macs {
+        macs.insert(key, mac, 0).expect("there is room");
     }
     fill_array(ebpf, "backend_vips", &content.backend_vips);
     fill_array(ebpf, "histories", &content.histories);

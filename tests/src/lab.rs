@@ -7,6 +7,8 @@
 //! ```
 //! Everything is removed on drop. Names carry the process id, so that [`sweep`] finds what a killed process left.
 
+mod frames;
+mod host;
 mod namespace;
 mod pods;
 
@@ -29,6 +31,8 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 
+pub use frames::Tap;
+pub use host::Host;
 pub(crate) use namespace::checked;
 pub use namespace::{Namespace, Transport};
 pub use pods::{Pod, PodLink};
@@ -128,10 +132,7 @@ pub struct Lab {
 impl Lab {
     /// Makes the namespaces and joins them. `name` is for people; the whole name is unique on the machine.
     pub fn new(name: &str, options: Options) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        sweep(Sweep::DeadProcesses);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let full_name = format!("{PREFIX}-{}-{number}-{name}", process::id());
+        let full_name = unique(name);
         let directory = Directory::new(&full_name)?;
         let namespace = |role: &str| Namespace::new(format!("{full_name}-{role}"));
         let mut lab = Self {
@@ -146,9 +147,18 @@ impl Lab {
         lab.join()?;
         pods::prepare(&lab.node, options.pod_link)?;
         for index in 1..=options.pods {
-            let pod = Pod::new(&full_name, index, &lab.node, options)?;
+            let pod = Pod::new(&full_name, (0, index), &lab.node, options)?;
             lab.pods.push(pod);
         }
+        Ok(lab)
+    }
+
+    /// A lab with one pod, whose router finds the first VIPs on the uplink's segment, by ARP and Neighbor Discovery.
+    pub fn on_segment(name: &str) -> Result<Self> {
+        let mut lab = Self::new(name, Options { pods: 1, ..Options::default() })?;
+        lab.attach_router_program()?;
+        let (v4, v6) = (vip(1).v4, vip(1).v6);
+        lab.router.ip(&format!("route add {v4}/32 dev {ROUTER_END}\nroute add {v6}/128 dev {ROUTER_END}\n"))?;
         Ok(lab)
     }
 
@@ -175,7 +185,7 @@ impl Lab {
     pub fn add_pod(&mut self) -> Result<()> {
         let index = u8::try_from(self.pods.len() + 1).context("too many pods")?;
         let name = self.directory.0.file_name().context("a lab's directory has a name")?.to_string_lossy().into_owned();
-        self.pods.push(Pod::new(&name, index, &self.node, self.options)?);
+        self.pods.push(Pod::new(&name, (0, index), &self.node, self.options)?);
         Ok(())
     }
 
@@ -261,6 +271,14 @@ impl Lab {
         self.router.checksum_offload(ROUTER_END, false)?;
         self.node.checksum_offload(UPLINK, self.options.checksum_offload)
     }
+}
+
+/// A name that no other lab on this machine has, after removing what dead processes have left.
+pub(crate) fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    sweep(Sweep::DeadProcesses);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{PREFIX}-{}-{number}-{name}", process::id())
 }
 
 /// Gives an interface an XDP program that passes everything, for as long as the returned object lives.
@@ -365,10 +383,14 @@ fn abandoned(pid: u32, whose: Sweep) -> bool {
 }
 
 /// A lab's directory with its bpffs.
-struct Directory(PathBuf);
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    fn new(name: &str) -> Result<Self> {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn new(name: &str) -> Result<Self> {
         let _creation = creation();
         let directory = Self(std::env::temp_dir().join(name));
         let bpffs = directory.0.join("bpf");

@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod clock;
+pub mod cluster;
+pub mod fuzz;
 pub mod kernel;
 pub mod lab;
 pub mod life;
@@ -10,6 +12,7 @@ pub mod pinned;
 pub mod process;
 pub mod programs;
 pub mod scenario;
+pub mod sim;
 pub mod soak;
 pub mod survive;
 pub mod unit;

@@ -30,6 +30,7 @@ const NOT_LIMITS: &[&str] = &[
     "KillMode",
     "OOMScoreAdjust",
     "RuntimeDirectoryMode",
+    "RuntimeDirectoryPreserve",
     "SystemCallErrorNumber",
     "LimitNOFILE",
 ];

@@ -3,6 +3,7 @@
 
 pub mod content;
 pub mod frame;
+pub mod holders;
 pub mod sockets;
 
 use std::{
@@ -19,15 +20,18 @@ use lb_common::{
     affinity,
     flow::{self, Key, State},
     fragments::{self, Clock, Record},
+    holder::HolderKey,
     limiter::{self, Class},
     mark::{self, Mark},
     offer::{self, Offer},
     opaque::{self, Segment},
+    packet::Frame,
     reason::{REASONS, Reason},
     reply::ReturnTables,
     session::{self, Claim, Claimed, Sessions, Socket},
     slow::{self, Fragments},
     steer::{self, Tables, Verdict},
+    virtual_mac,
     word::Word,
 };
 
@@ -81,6 +85,8 @@ pub struct Snapshot {
     pub flows: Vec<[Option<(Key, u32)>; flow::WAYS]>,
     /// By bucket and way, without the time.
     pub fragments: Vec<[Option<(fragments::Key, Record)>; fragments::WAYS]>,
+    /// By address and segment, how often and who.
+    pub conflicts: HashMap<HolderKey, (u64, [u8; 6])>,
     /// Tokens by class, and whether the bucket has ever been used.
     pub tokens: [(u64, bool); 3],
 }
@@ -102,6 +108,9 @@ impl Snapshot {
             let odd = self.bypasses.iter().find(|(key, backend)| kernel.bypasses.get(key) != Some(backend));
             let odd = odd.or_else(|| kernel.bypasses.iter().find(|(key, _)| !self.bypasses.contains_key(key)));
             return Some(format!("bypass {odd:?} is not in both"));
+        }
+        if self.conflicts != kernel.conflicts {
+            return Some(format!("conflicts: host {:?}, kernel {:?}", self.conflicts, kernel.conflicts));
         }
         first("backend", &self.backends, &kernel.backends)
             .or_else(|| first("bypass count of endpoint", &self.bypass_counts, &kernel.bypass_counts))
@@ -125,6 +134,7 @@ pub struct World {
     endpoints: HashMap<ServiceKey, Endpoint>,
     /// Connection → backend.
     pub bypasses: RefCell<HashMap<BypassKey, u32>>,
+    conflicts: RefCell<HashMap<HolderKey, (u64, [u8; 6])>>,
     bypass_counts: Vec<BypassCount>,
     /// The coarse time; what packets record has it.
     pub now: Cell<u32>,
@@ -160,6 +170,7 @@ impl World {
             services,
             endpoints: content.endpoints.iter().copied().collect(),
             bypasses: RefCell::default(),
+            conflicts: RefCell::default(),
             bypass_counts: (0..content.endpoint_ids).map(|_| BypassCount { count: word(), watch: watch() }).collect(),
             now: Cell::new(0),
             sockets: HashSet::new(),
@@ -178,6 +189,7 @@ impl World {
     /// Forgets every packet.
     pub fn reset(&mut self) {
         self.bypasses.get_mut().clear();
+        self.conflicts.get_mut().clear();
         self.bypass_counts.iter().for_each(|counts| counts.count.store(0));
         self.bypass_counts.iter().for_each(|counts| counts.watch.clear());
         for entry in self.flows.iter().flat_map(|bucket| &bucket.entries) {
@@ -214,6 +226,7 @@ impl World {
             reasons: self.reasons.borrow().clone(),
             backends: self.backend_counters.borrow().clone(),
             bypasses: self.bypasses.borrow().clone(),
+            conflicts: self.conflicts.borrow().clone(),
             bypass_counts: self.bypass_counts.iter().map(|counts| counts.count.load()).collect(),
             flows: self.flows.iter().map(records).collect(),
             fragments: self.fragments.iter().map(fragment_records).collect(),
@@ -250,7 +263,7 @@ impl World {
             Verdict::Redirect { tx_port, .. } if has_port(tx_port) => (action::REDIRECT, Reason::Forwarded),
             Verdict::Redirect { .. } => (action::DROP, Reason::NoPort),
             Verdict::Peer { .. } | Verdict::Stack { .. } => (action::PASS, Reason::Forwarded),
-            Verdict::Slow | Verdict::Fragment => (action::DROP, Reason::NoSlowPath),
+            Verdict::Slow | Verdict::Fragment | Verdict::Neighbor => (action::DROP, Reason::NoSlowPath),
         };
         match verdict {
             Verdict::Redirect { backend, .. } | Verdict::Peer { backend } | Verdict::Stack { backend }
@@ -357,6 +370,10 @@ impl Tables for World {
         affinity::keep(self, offer, found)
     }
 
+    fn admits<F: Frame>(&self, frame: &F) -> bool {
+        virtual_mac::admit(frame, self)
+    }
+
     fn count_broken_history(&self) {
         self.reasons.borrow_mut()[Reason::BrokenHistory.index() as usize].packets += 1;
     }
@@ -445,6 +462,11 @@ impl Fragments for World {
 }
 
 impl Sessions for World {
+    /// Right of odd addresses, where the kernel's filter in tests lets everything through: both must come to the same.
+    fn may_be_vip(&self, address: Address) -> bool {
+        address.bytes[15] & 1 == 0 || steer::is_vip(self, address)
+    }
+
     fn is_vip(&self, address: Address) -> bool {
         steer::is_vip(self, address)
     }

@@ -319,15 +319,16 @@ fn a_client_that_was_away_longer_than_the_timeout_gets_the_owner_of_its_slot() -
         return Ok(());
     }
     let bed = Bed::new("timeout")?;
-    let (mut pods, affinity) = (START, Some(5));
-    let mut agent = Agent::start_with(&bed.lab, &bed.yaml(&pods, affinity))?;
-    settled(&agent, &pods, affinity)?;
+    let mut pods = START;
+    // Long enough for a slow machine first; a change of the timeout alone changes nothing else.
+    let mut agent = Agent::start_with(&bed.lab, &bed.yaml(&pods, Some(600)))?;
+    settled(&agent, &pods, Some(600))?;
     let homes = bed.homes()?;
     pods[HOMES] = Some((16, false));
-    // Long enough for a slow machine first; a change of the timeout alone changes nothing else.
     agent.reload(&bed.yaml(&pods, Some(600)))?;
     settled(&agent, &pods, Some(600))?;
     ensure!(bed.homes()? == homes, "within the timeout");
+    let affinity = Some(5);
     agent.reload(&bed.yaml(&pods, affinity))?;
     settled(&agent, &pods, affinity)?;
     wait_until("the records to go", Duration::from_secs(30), || Ok((!has_records(&agent)?).then_some(())))?;
@@ -377,7 +378,8 @@ fn switching_affinity_on_and_off_loses_no_session() -> Result<()> {
         }
     }
     ensure!(is_rehashed(&agent)?, "sessions from before are looked for");
-    drop(sessions);
+    // The clients' ends first: what a pod ends itself its kernel knows for a minute more.
+    sessions.into_iter().try_for_each(|(session, _)| session.close())?;
     wait_until("nothing to be looked for", Duration::from_secs(60), || Ok((!is_rehashed(&agent)?).then_some(())))?;
     agent.stop()
 }

@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
     agent::{Agent, Configuration, Service, available},
-    lab::{ELEMENT, Family, Lab, NODE, Options, UPLINK, vip},
+    lab::{ELEMENT, Family, Lab, NODE, Options, ROUTER_END, UPLINK, vip, wait_until},
+    packets::neighbor::Arp,
     programs::conversation::{self, Conversation, Speaker},
 };
 use lb_userspace::{
@@ -85,6 +86,9 @@ const FIELDS: &[(&str, &[&str], &[&str])] = &[
     ("return_programs", &[], &[]),
     ("fragments", &[], &["entries"]),
     ("members", &[], &["service", "pod", "since", "endpoint", "port", "pad", "weight", "position", "flags", "pad2"]),
+    ("holders", HOLDER_KEY, &["until", "mac", "flags"]),
+    ("virtual_macs", &["interface", "vlan", "family", "vrid"], &["until", "own", "pad"]),
+    ("conflicts", HOLDER_KEY, &["count", "last", "mac", "pad"]),
     ("about", &[], &["magic", "abi_version", "flow_format", "build"]),
     ("undo", &["netns_cookie", "ifindex", "setting"], &["was_on", "pad"]),
 ];
@@ -101,6 +105,7 @@ const SETTINGS: &[&str] = &[
     "fragment_lifetime",
 ];
 const SERVICE_KEY: &[&str] = &["address", "port", "protocol", "pad", "interface"];
+const HOLDER_KEY: &[&str] = &["address", "interface", "vlan", "pad"];
 /// The kernel takes no types for device maps (kernel/bpf/devmap.c, `map_check_no_btf`).
 const WITHOUT_TYPES: &str = "tx_ports";
 
@@ -113,17 +118,18 @@ fn bpftool(arguments: &[&str], pin: &Path) -> Result<String> {
 
 /// Every map as `bpftool -j map dump` prints it: a list of typed keys and values.
 fn dump_all(maps: &Path) -> Result<BTreeMap<String, Vec<(Value, Value)>>> {
-    let dump = |name: &str| -> Result<_> {
-        let dumped: Value = serde_json::from_str(&bpftool(&["-j", "map", "dump", "pinned"], &maps.join(name))?)?;
-        let entries = dumped.as_array().context("not a list")?.iter().map(|entry| {
-            let typed = &entry["formatted"];
-            ensure!(typed.is_object(), "an entry of {name} has no types: {entry}");
-            let value = if typed["value"].is_null() { &typed["values"] } else { &typed["value"] };
-            Ok((typed["key"].clone(), value.clone()))
-        });
-        Ok((name.to_owned(), entries.collect::<Result<Vec<_>>>()?))
-    };
-    FIELDS.iter().map(|(name, ..)| dump(name)).collect()
+    FIELDS.iter().map(|(name, ..)| Ok(((*name).to_owned(), dump_map(maps, name)?))).collect()
+}
+
+fn dump_map(maps: &Path, name: &str) -> Result<Vec<(Value, Value)>> {
+    let dumped: Value = serde_json::from_str(&bpftool(&["-j", "map", "dump", "pinned"], &maps.join(name))?)?;
+    let entries = dumped.as_array().context("not a list")?.iter().map(|entry| {
+        let typed = &entry["formatted"];
+        ensure!(typed.is_object(), "an entry of {name} has no types: {entry}");
+        let value = if typed["value"].is_null() { &typed["values"] } else { &typed["value"] };
+        Ok((typed["key"].clone(), value.clone()))
+    });
+    entries.collect()
 }
 
 fn names(value: &Value) -> BTreeSet<&str> {
@@ -296,8 +302,9 @@ fn bpftool_prints_every_map_with_names_and_readable_values() -> Result<()> {
     let mut lab = Lab::new("maps", Options { pods: 1, ..Options::default() })?;
     lab.attach_router_program()?;
     let services = services(&lab);
-    let yaml = Configuration { mode: "native", services: services.clone() }.yaml_in(&lab) + CAPACITIES;
-    let agent = Agent::start_with(&lab, &yaml)?;
+    let announce = "announce: { always: [{ interface: eth0 }], vrrp: [{ name: core, interface: eth0, vrids: 51, virtualMac: true }] }\n";
+    let yaml = Configuration { mode: "native", services: services.clone() }.yaml_in(&lab) + CAPACITIES + announce;
+    let mut agent = Agent::start_with(&lab, &yaml)?;
     let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
     let mut open = Vec::new();
     let mut beside = Vec::new();
@@ -317,6 +324,16 @@ fn bpftool_prints_every_map_with_names_and_readable_values() -> Result<()> {
         }
     }
     let maps = agent.pins().join("maps");
+    agent.wait_status("VIPs to be held", |status| {
+        let means = &status["announce"]["vips"].as_array()?.first()?["means"];
+        (means[0]["holds"] == true).then_some(())
+    })?;
+    // The agent would take the claim out.
+    agent.signal(libc::SIGSTOP)?;
+    let vip = services[0].vip;
+    lab.router.send_frame(ROUTER_END, &Arp::request(vip).from(vip).reply().frame())?;
+    let claimed = || Ok((!dump_map(&maps, "conflicts")?.is_empty()).then_some(()));
+    wait_until("the claim to be noted", Duration::from_secs(5), claimed)?;
     let dump = dump_all(&maps)?;
     check_fields(&dump)?;
     for service in &services {
@@ -325,6 +342,7 @@ fn bpftool_prints_every_map_with_names_and_readable_values() -> Result<()> {
     check_node(&dump, &lab, &beside)?;
     check_words(&dump)?;
     check_plain(&maps)?;
+    agent.signal(libc::SIGCONT)?;
     agent.stop()
 }
 

@@ -13,12 +13,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::{Agent, BINARY, Configuration, available, check_nothing_left},
-    lab::{Lab, Options, UPLINK, attach_pass},
+    lab::{Lab, Options, UPLINK, attach_pass, wait_until},
+    programs::PATIENCE,
 };
 use lb_userspace::{
+    config,
     dataplane::{capacity::Sizes, object, programs::Attached},
     model::{Capacities, XdpModeChoice},
     net::{Netlink, links},
+    survey,
 };
 use serde_json::Value;
 
@@ -123,6 +126,33 @@ fn a_healthy_node_passes_strictly_and_is_left_as_it_was() -> Result<()> {
     ensure!(bare.has("noted", "uplink-is eth0"), "{}", bare.text);
     ensure!(state(&lab)? == before, "something was touched");
     Ok(())
+}
+
+#[test]
+fn memory_is_asked_for_once_whatever_a_start_that_was_cut_short_has_left() -> Result<()> {
+    if !available("preflight") {
+        return Ok(());
+    }
+    let lab = lab("memory")?;
+    let sized = |services: u32| format!("{}capacities: {{services: {services}}}\n", base(&lab));
+    let asked = |yaml: &str| -> Result<u64> {
+        let snapshot = config::parse("preflight", yaml)?;
+        Ok(lab.node.run(|| survey::gather(&snapshot, []).memory.maps_bytes))
+    };
+    let (small, large) = (sized(100), sized(200));
+    let (all, all_large) = (asked(&small)?, asked(&large)?);
+    ensure!(all > 0 && all_large > all, "{all} and {all_large} bytes");
+    let cut_short = Agent::start_unready(&lab, &small)?;
+    // The first that is pinned need not be one that counts.
+    wait_until("a map that is not asked for any more", PATIENCE, || Ok((asked(&small)? < all).then_some(())))?;
+    cut_short.kill()?;
+    let (rest, rest_large) = (asked(&small)?, asked(&large)?);
+    ensure!(rest < all && rest_large < all_large, "{rest} of {all}, {rest_large} of {all_large} bytes");
+    let agent = Agent::start_with(&lab, &small)?;
+    ensure!(asked(&small)? == 0, "maps that are gone on with are asked for");
+    ensure!(asked(&large)? == all_large, "maps beside those that are carried over are not asked for");
+    agent.stop()?;
+    check_nothing_left(&lab)
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::{Agent, BINARY, Configuration, Service, available, check_nothing_left, gro},
-    lab::{Family, Lab, Options, vip, wait_until},
+    lab::{Family, Lab, Options, UPLINK, vip, wait_until},
     programs::{
         PATIENCE,
         conversation::{self, Conversation, Speaker},
@@ -47,7 +47,12 @@ fn yaml(lab: &Lab) -> String {
     let owned =
         scenario::service("owned", vip(2).v4.into(), "TCP", VIP_PORT, "direct", &lab.pods[pods - 1..], Family::V4);
     let yaml = Configuration { mode: "native", services: vec![rewritten, owned] }.yaml_in(lab);
-    yaml.replace("rung: direct\n", "rung: direct\n    assignVip: true\n")
+    let yaml = yaml.replace("rung: direct\n", "rung: direct\n    assignVip: true\n");
+    let peer = "{ name: tor, address: 198.51.100.1, as: 64513, bfd: fast }";
+    format!(
+        "{yaml}announce: {{ always: [{{ interface: {UPLINK} }}], bfd: [{{ name: fast }}], \
+         bgp: {{ localAs: 64512, peers: [{peer}] }} }}\n"
+    )
 }
 
 fn wait_ready(agent: &Agent) -> Result<()> {
@@ -181,8 +186,8 @@ fn the_unit_is_valid_and_exposes_little() -> Result<()> {
     let said = analyze(&["verify", "--man=no"])?;
     // Other units of the machine may have faults of their own.
     ensure!(!said.contains("sluice.service"), "{said}");
-    // In tenths: 3.4, where a service without any sandboxing has 9.6.
-    analyze(&["security", "--offline=yes", "--no-pager", "--threshold=35"])?;
+    // In tenths: 3.9, where a service without any sandboxing has 9.6.
+    analyze(&["security", "--offline=yes", "--no-pager", "--threshold=39"])?;
     Ok(())
 }
 
@@ -246,6 +251,11 @@ fn the_units_limits_suffice_and_the_service_manager_is_told_the_truth() -> Resul
     forwards(&lab)?;
     check_kept(agent.id(), NET_ADMIN)?;
     check_kept(helper_of(agent.id())?, NET_ADMIN | SYS_ADMIN | SYS_PTRACE)?;
+    agent.wait_status("to listen for BGP, and BFD to be before ordinary threads", |status| {
+        let announce = &status["announce"];
+        let is_first = announce["bfdScheduling"].as_str()?.starts_with("realtime");
+        (announce["bgp"][0]["listening"] == "198.51.100.10:179" && is_first).then_some(())
+    })?;
     for _ in 0..2 {
         manager.wait("WATCHDOG", "1")?;
     }
@@ -286,6 +296,8 @@ fn less_than_the_units_limits_allow_is_too_little() -> Result<()> {
         (" /sys/fs/bpf", "", "Read-only file system"),
         ("RuntimeDirectory=sluice\n", "", "Read-only file system"),
         ("AF_NETLINK ", "", "netlink"),
+        (" CAP_NET_RAW CAP_PERFMON", " CAP_PERFMON", "give the agent CAP_NET_RAW"),
+        (" AF_INET6 AF_PACKET", " AF_INET6", "raw sockets cannot be opened"),
     ] {
         ensure!(unit.contains(enough), "{enough} is not in the unit");
         let limits = Limits::parse(&unit.replacen(enough, less, 1))?;

@@ -39,7 +39,7 @@ pub enum Transport {
 impl Namespace {
     /// Makes the namespace and sets what every namespace of a lab shares: no duplicate address detection, so that
     /// IPv6 addresses are usable at once, and no reverse path filter.
-    pub(super) fn new(name: String) -> Result<Self> {
+    pub(crate) fn new(name: String) -> Result<Self> {
         {
             let _creation = creation();
             checked(Command::new("ip").args(["netns", "add", &name]))?;

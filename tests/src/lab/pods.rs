@@ -57,12 +57,17 @@ pub(super) fn prepare(node: &Namespace, link: PodLink) -> Result<()> {
 }
 
 impl Pod {
-    pub(super) fn new(lab: &str, index: u8, node: &Namespace, options: Options) -> Result<Self> {
+    /// `place` is the node's number, which its pods' addresses have in them, and the pod's, from 1.
+    pub(crate) fn new(lab: &str, place: (u8, u8), node: &Namespace, options: Options) -> Result<Self> {
+        let (net, index) = place;
         let last = FIRST_ADDRESS + index;
         let pod = Self {
             index,
             namespace: Namespace::new(format!("{lab}-pod{index}"))?,
-            addresses: Pair { v4: [10, 244, 0, last].into(), v6: [0xfd00, 0x244, 0, 0, 0, 0, 0, last.into()].into() },
+            addresses: Pair {
+                v4: [10, 244, net, last].into(),
+                v6: [0xfd00, 0x244, 0, net.into(), 0, 0, 0, last.into()].into(),
+            },
             host_interface: format!("veth-pod{index}"),
             lab: lab.to_owned(),
             generation: 1,

@@ -1,6 +1,7 @@
 //! Random frames: mostly well formed and for services that are there, with every boundary close by.
 
 mod errors;
+mod neighbors;
 
 use std::net::IpAddr;
 
@@ -9,6 +10,7 @@ use lb_common::mark;
 use super::{Checksum, Extension, Packet, QINQ, Transport, VLAN, flag, random::Random};
 use crate::world::{
     content::{VIPS, direct, moved, pod, service_ports},
+    holders::{OTHER_MACS, VIRTUAL_MACS},
     sockets,
 };
 
@@ -70,8 +72,26 @@ impl Generator {
 
     /// The next frame.
     pub fn frame(&mut self) -> Vec<u8> {
+        let mut frame = self.physical();
+        if self.random.one_in(16) {
+            let mac =
+                if self.random.one_in(6) { self.random.pick(&OTHER_MACS) } else { self.random.pick(&VIRTUAL_MACS) };
+            frame[..6].copy_from_slice(&mac);
+        }
+        frame
+    }
+
+    /// The next one, to a MAC of this node.
+    fn physical(&mut self) -> Vec<u8> {
         if self.random.one_in(60) {
             return self.nonsense();
+        }
+        if self.random.one_in(20) {
+            let mut frame = self.neighbor();
+            if self.random.one_in(8) {
+                self.mangle(&mut frame);
+            }
+            return frame;
         }
         if !self.pieces.is_empty() && self.random.one_in(5) {
             let at = self.random.below(self.pieces.len());

@@ -5,13 +5,14 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{PATIENCE, make_directory};
 use crate::{
-    lab::{ELEMENT, Family, Namespace, Pod, Transport, require_program, wait_until},
+    lab::{ELEMENT, Family, Namespace, Pod, Transport, checked, require_program, wait_until},
     process::Process,
 };
 
@@ -29,7 +30,7 @@ pub const fn announced(family: Family) -> [&'static str; 2] {
     }
 }
 
-/// A running BIRD.
+/// A running BIRD; ends on drop.
 #[derive(Debug)]
 pub struct Bird {
     process: Process,
@@ -175,12 +176,29 @@ impl Bird {
         Ok(bird)
     }
 
+    /// A router with this configuration, whose kernel takes over what it learns where the text says so.
+    pub fn router(namespace: &Namespace, name: &str, configuration: &str, directory: &Path) -> Result<Self> {
+        Self::start(namespace, name, Family::V4, configuration, directory)
+    }
+
+    /// Runs it before all that has no such priority: a router's BFD does not wait for what else its machine has to do.
+    pub fn hurry(&self) -> Result<()> {
+        let id = self.process.id().to_string();
+        // All of its threads: BFD has one of its own.
+        checked(Command::new("chrt").args(["--all-tasks", "--fifo", "--pid", "1", &id]))
+    }
+
+    /// Ends it in order.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.stop().map(drop)
+    }
+
     fn start(namespace: &Namespace, name: &str, family: Family, configuration: &str, directory: &Path) -> Result<Self> {
         require_program("bird", "bird2")?;
         let directory = directory.join(format!("bird-{name}"));
         make_directory(&directory)?;
         let (file, socket) = (directory.join("bird.conf"), directory.join("bird.ctl"));
-        fs::write(&file, format!("log stderr all;\n{configuration}"))?;
+        fs::write(&file, format!("log stderr all;\ndebug protocols {{ states, events }};\n{configuration}"))?;
         let mut process = Process::start(
             &format!("bird in {name}"),
             namespace.command("bird").arg("-f").arg("-c").arg(&file).arg("-s").arg(&socket),
@@ -214,12 +232,14 @@ impl Bird {
         Ok(Some(Session { neighbor, routes }))
     }
 
-    /// When the established session was established, as BIRD writes it; nothing where there is none.
-    pub fn established_since(&self) -> Result<Option<String>> {
+    /// When the established session was established, as the time of day; nothing where there is none. BIRD keeps it by a
+    /// monotonic clock and tells it by the wall's, so it wanders as these two do.
+    pub fn established_since(&self) -> Result<Option<Duration>> {
         let protocols = self.control(&["show", "protocols"])?;
         // Columns: name, protocol, table, state, since, info.
         let mut lines = protocols.lines().filter(|line| line.trim_end().ends_with("Established"));
-        Ok(lines.next().and_then(|line| line.split_whitespace().nth(4)).map(str::to_owned))
+        let since = lines.next().and_then(|line| line.split_whitespace().nth(4));
+        since.map(|since| time_of_day(since).with_context(|| format!("BIRD tells no time: {since}"))).transpose()
     }
 
     /// Last lines of the log, for failures.
@@ -228,12 +248,28 @@ impl Bird {
         self.process.log_tail()
     }
 
-    fn control(&self, words: &[&str]) -> Result<String> {
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What `birdc` answers.
+    pub fn control(&self, words: &[&str]) -> Result<String> {
         // The control socket is a file: no namespace is needed.
-        let output = Command::new("birdc").arg("-r").arg("-s").arg(&self.socket).args(words).output()?;
+        let output = Command::new("birdc").arg("-s").arg(&self.socket).args(words).output()?;
         ensure!(output.status.success(), "birdc {words:?} failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// `hours:minutes:seconds`, with decimals.
+fn time_of_day(text: &str) -> Option<Duration> {
+    let mut parts = text.split(':');
+    let mut whole = || parts.next()?.parse::<u64>().ok();
+    let minutes = whole()? * 60 + whole()?;
+    let seconds = Duration::try_from_secs_f64(parts.next()?.parse().ok()?).ok()?;
+    Some(Duration::from_secs(minutes * 60) + seconds)
 }
 
 /// The neighbor of the first protocol whose BGP state is Established.

@@ -5,8 +5,11 @@ pub mod bird;
 pub mod bulk;
 pub mod conversation;
 pub mod echo;
+pub mod keepalived;
+pub mod prober;
 pub mod snmp;
 pub mod telemetry;
+pub mod tshark;
 
 use std::{fs, io, net::IpAddr, path::Path, time::Duration};
 

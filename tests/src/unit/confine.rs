@@ -137,10 +137,13 @@ fn mounts(limits: &Limits, instead: &[(&str, &Path)]) -> Result<Vec<Step>> {
 fn number_of_capability(name: &str) -> Result<libc::c_int> {
     Ok(match name {
         "CAP_SETPCAP" => 8,
+        "CAP_NET_BIND_SERVICE" => 10,
         "CAP_NET_BROADCAST" => 11,
         "CAP_NET_ADMIN" => 12,
+        "CAP_NET_RAW" => 13,
         "CAP_SYS_PTRACE" => 19,
         "CAP_SYS_ADMIN" => 21,
+        "CAP_SYS_NICE" => 23,
         "CAP_PERFMON" => 38,
         "CAP_BPF" => 39,
         other => bail!("{other}: write down its number (include/uapi/linux/capability.h)"),
@@ -153,6 +156,7 @@ fn number_of_family(name: &str) -> Result<u64> {
         "AF_INET" => libc::AF_INET,
         "AF_INET6" => libc::AF_INET6,
         "AF_NETLINK" => libc::AF_NETLINK,
+        "AF_PACKET" => libc::AF_PACKET,
         other => bail!("{other}: write down its number"),
     } as u64)
 }

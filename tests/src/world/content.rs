@@ -9,9 +9,11 @@ use lb_common::{
     },
     address::Address,
     checksum,
+    holder::{Holder, HolderKey, VirtualMac, VirtualMacKey},
     limiter::TOKEN,
 };
 
+use super::holders;
 use crate::packets::ToIp as _;
 
 pub mod direct;
@@ -34,6 +36,10 @@ pub struct Content {
     pub ports: Vec<bool>,
     /// Map `endpoints`.
     pub endpoints: Vec<(ServiceKey, Endpoint)>,
+    /// Map `holders`.
+    pub holders: Vec<(HolderKey, Holder)>,
+    /// Map `virtual_macs`.
+    pub virtual_macs: Vec<(VirtualMacKey, VirtualMac)>,
     /// Map `backend_vips`.
     pub backend_vips: Vec<ServiceKey>,
     /// Ids of endpoints.
@@ -190,6 +196,8 @@ impl Content {
             backends: Vec::new(),
             ports: (0..MTUS.len()).map(|i| i as u32 != hop::GONE).collect(),
             endpoints: Vec::new(),
+            holders: holders::content(),
+            virtual_macs: holders::virtual_macs(),
             backend_vips: Vec::new(),
             endpoint_ids: 2 * backend::V6 as usize,
             settings: Settings {

@@ -64,7 +64,8 @@ fn softirq_path(cpu: usize) -> Result<String> {
     Ok(PATH.get_or_init(|| path.display().to_string()).clone())
 }
 
-fn own_time() -> Duration {
+/// CPU time of the calling thread so far.
+pub fn own_time() -> Duration {
     // SAFETY: plain integers, for which zero is a value.
     let mut time: libc::timespec = unsafe { std::mem::zeroed() };
     // SAFETY: a valid clock, and a structure that lives across the call.

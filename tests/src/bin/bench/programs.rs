@@ -15,7 +15,8 @@ use lb_tests::lab::{ELEMENT, Family, Lab, NODE, UPLINK, vip, wait_until};
 use lb_userspace::{
     dataplane::{capacity::Sizes, mapped::Mapped, object, tables::Tables},
     model::{
-        Affinity, Backend, Capacities, Limits, Observation, Protocol, ReplyMode, Rung, RungChoice, Service, Snapshot,
+        Affinity, Announce, Backend, Capacities, Limits, Observation, Protocol, ReplyMode, Rung, RungChoice, Service,
+        Snapshot,
     },
     plan::{
         maglev,
@@ -405,6 +406,7 @@ fn snapshot(capacities: Capacities, stage: u16) -> Snapshot {
         capacities,
         limits: Limits::default(),
         observation: Observation::default(),
+        announce: Announce::default(),
         services,
     }
 }

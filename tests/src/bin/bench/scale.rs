@@ -26,16 +26,18 @@ pub struct Figure {
 }
 
 impl Figure {
-    fn new(name: impl Into<String>, value: f64, unit: &'static str, limit: Option<f64>) -> Self {
+    /// A value in a unit.
+    pub fn new(name: impl Into<String>, value: f64, unit: &'static str, limit: Option<f64>) -> Self {
         Self { name: name.into(), value, unit, limit }
     }
 
-    fn time(name: impl Into<String>, time: Duration, limit: Option<f64>) -> Self {
+    /// In milliseconds.
+    pub fn time(name: impl Into<String>, time: Duration, limit: Option<f64>) -> Self {
         Self::new(name, time.as_secs_f64() * 1e3, "ms", limit)
     }
 
     /// Prints it; whether its target is missed.
-    fn print(&self) -> bool {
+    pub fn print(&self) -> bool {
         let verdict = match self.limit {
             None => String::new(),
             Some(limit) if self.value <= limit => format!("   ok: at most {limit} {}", self.unit),
@@ -83,7 +85,8 @@ fn maglev_figures() -> Vec<Figure> {
     ]
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
+/// Of times.
+pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
 }

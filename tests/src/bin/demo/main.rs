@@ -1,4 +1,6 @@
-//! `cargo xtask demo [--keep]`: real traps, BGP and gRPC through the agent's VIPs into pods.
+//! `cargo xtask demo [--keep]`: real traps, BGP and gRPC through the agent's VIPs into pods; then nodes that fail.
+
+mod failing;
 
 use std::{
     collections::BTreeSet,
@@ -107,16 +109,20 @@ fn run(screen: Screen, keep: bool) -> Result<usize> {
     if !failed.is_empty() {
         println!("\n{}", agent.log_tail());
     }
-    screen.verdict(&failed);
-    if keep {
-        explain(screen, &lab, &agent);
-        INTERRUPTED_STATUS.store(i32::from(!failed.is_empty()), Ordering::Relaxed);
-        loop {
-            thread::park();
-        }
+    if !keep {
+        agent.stop()?;
+        drop(job);
+        drop(lab);
+        failed.extend(failing::all(screen));
+        screen.verdict(&failed, "All arrived, each with its sender's own address, and the VIP outlived its nodes.");
+        return Ok(failed.len());
     }
-    agent.stop()?;
-    Ok(failed.len())
+    screen.verdict(&failed, "All arrived, each with its sender's own address.");
+    explain(screen, &lab, &agent);
+    INTERRUPTED_STATUS.store(i32::from(!failed.is_empty()), Ordering::Relaxed);
+    loop {
+        thread::park();
+    }
 }
 
 struct Demo<'lab> {
@@ -295,9 +301,9 @@ impl Screen {
         }
     }
 
-    fn verdict(self, failed: &[String]) {
+    fn verdict(self, failed: &[String], all_well: &str) {
         if failed.is_empty() {
-            println!("\n{}", self.paint("1;32", "All arrived, each with its sender's own address."));
+            println!("\n{}", self.paint("1;32", all_well));
         } else {
             println!("\n{}", self.paint("1;31", &format!("FAILED: {}", failed.join(", "))));
         }

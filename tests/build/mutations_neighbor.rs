@@ -1,0 +1,86 @@
+//! Defects of who is answered for VIPs. As in `mutations.rs`.
+
+/// Name, file, text and what stands for it.
+pub const MUTATIONS: &[(&str, &str, &str, &str)] = &[
+    ("ARP is not looked at", "steer", "return if is_arp(frame) {", "return if false {"),
+    (
+        "solicitations to groups are not looked at",
+        "steer",
+        "headers.defect.is_none() && is_discovery",
+        "false && is_discovery",
+    ),
+    (
+        "VLANs are one segment",
+        "headers",
+        "Some(u16::from_be(frame.at::<2>(ETHERNET)?.get::<0, _>()) & 0xfff)",
+        "Some(0)",
+    ),
+    (
+        "a priority is a VLAN",
+        "headers",
+        "Some(u16::from_be(frame.at::<2>(ETHERNET)?.get::<0, _>()) & 0xfff)",
+        "Some(u16::from_be(frame.at::<2>(ETHERNET)?.get::<0, _>()))",
+    ),
+    ("ARP of any link is answered", "neighbor", "if !is_ours ||", "if false ||"),
+    (
+        "a VIP that is not held is answered by ARP",
+        "neighbor",
+        "}\n    if !holder.holds(tables.boot_time()) {\n        return Verdict::Drop(Reason::NeighborElsewhere);\n    }\n    if mac[0] & 1 != 0 {\n        return Verdict::Drop(Reason::NotAnswered);\n    }\n    let (Some(arp)",
+        "}\n    if mac[0] & 1 != 0 {\n        return Verdict::Drop(Reason::NotAnswered);\n    }\n    let (Some(arp)",
+    ),
+    ("a gratuitous request is answered", "neighbor", "if sender == target {", "if false {"),
+    ("our own announcement is a conflict", "neighbor", "if holder.mac != mac && holder.holds", "if holder.holds"),
+    (
+        "another's VIP is a conflict",
+        "neighbor",
+        "if holder.mac != mac && holder.holds(tables.boot_time())",
+        "if holder.mac != mac",
+    ),
+    ("a solicitation from beyond a router is answered", "neighbor", "if headers.hops != HOPS\n", "if false\n"),
+    ("a solicitation's code is not looked at", "neighbor", "|| message.get::<1, u8>() != 0", ""),
+    (
+        "a solicitation's sum is not looked at",
+        "neighbor",
+        "(checksum::fold(sum) == 0xffff).then_some",
+        "true.then_some",
+    ),
+    ("a probe may tell a MAC", "neighbor", "(has_mac || !is_group)", "!is_group"),
+    ("a probe may be to anybody", "neighbor", "(has_mac || !is_group)", "has_mac"),
+    ("an option may reach beyond the end", "neighbor", "(at == length).then_some(found)", "Some(found)"),
+    ("what answers a probe is called solicited", "neighbor", "if to.is_some() { 0x40 } else { 0 }", "0x40"),
+    (
+        "every holder is a router",
+        "neighbor",
+        "if holder.flags & holder_flags::ROUTER != 0 { 0x80 }",
+        "if true { 0x80 }",
+    ),
+    ("an advertisement does not override", "neighbor", "| 0x20, 0, 0, 0]", ", 0, 0, 0]"),
+    ("an advertisement from far away is a conflict", "neighbor", "if is_near && claimed", "if claimed"),
+    ("virtual MACs are not looked at", "steer", "may_be_virtual(frame) &&", "false &&"),
+    (
+        "frames to a virtual MAC of another are steered",
+        "virtual_mac",
+        "if !found.is_taken(tables.boot_time()) {",
+        "if false {",
+    ),
+    ("frames to a virtual MAC are all dropped", "virtual_mac", "if !found.is_taken(tables.boot_time()) {", "if true {"),
+    (
+        "frames to an unknown virtual MAC are dropped",
+        "virtual_mac",
+        "tables.virtual_mac(&key) else { return true }",
+        "tables.virtual_mac(&key) else { return false }",
+    ),
+    (
+        "virtual MACs have one family",
+        "virtual_mac",
+        "VirtualMacKey { interface: tables.ingress(), vlan, family, vrid }",
+        "VirtualMacKey { interface: tables.ingress(), vlan, family: 1, vrid }",
+    ),
+    (
+        "a virtual MAC is the same in every VLAN",
+        "virtual_mac",
+        "VirtualMacKey { interface: tables.ingress(), vlan, family, vrid }",
+        "VirtualMacKey { interface: tables.ingress(), vlan: 0, family, vrid }",
+    ),
+    ("the kernel gets the virtual MAC", "virtual_mac", "    ethernet.put::<0, u32>(high);\n", ""),
+];

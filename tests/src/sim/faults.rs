@@ -1,0 +1,165 @@
+//! What happens to nodes and to the segment.
+
+use std::time::Duration;
+
+use super::{Violation, node::Phase, world::World};
+use lb_userspace::announce::vrrp::{
+    Priority,
+    machine::{Router, Stop, Vips},
+};
+
+/// A change of the world. One that does not apply (any more) is left out.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    /// The node loses its power.
+    Crash(usize),
+    /// The agent is killed; the table stays.
+    Kill(usize),
+    /// The node, or its agent, starts.
+    Start(usize),
+    /// SIGSTOP.
+    Stop(usize),
+    /// The VM is paused.
+    Pause(usize),
+    /// SIGSTOP when it next sends, for so long.
+    Trap(usize, Duration),
+    /// It has not been sent, then.
+    Untrap(usize),
+    /// After `Stop`, `Pause` or `Trap`.
+    Continue(usize),
+    /// An ordered stop.
+    Order(usize, Stop),
+    /// Takes part again.
+    Resume(usize),
+    /// What it may hold of a virtual router.
+    Eligible(usize, usize, Option<Priority>),
+    /// The VIPs that it knows for a virtual router.
+    List(usize, usize, Vips),
+    /// The node's link.
+    Link(usize, bool),
+    /// Its clock has gone on by so much as if it had slept.
+    Jump(usize, Duration),
+    /// Those whose bit is set are parted from the others.
+    Part(u32),
+    /// Nobody hears this one.
+    Mute(usize),
+    /// Percent of packets lost.
+    Loss(u64),
+    /// The segment is whole, and loses nothing.
+    Heal,
+}
+
+impl World {
+    pub(super) fn change(&mut self, change: Change) -> Result<(), Violation> {
+        match change {
+            Change::Crash(at) => {
+                self.nodes[at].phase = Phase::Dead;
+                self.nodes[at].table.clear();
+                self.bury(at);
+            }
+            Change::Kill(at) => {
+                self.nodes[at].phase = Phase::Dead;
+                self.bury(at);
+            }
+            Change::Start(at) => {
+                if self.nodes[at].phase == Phase::Dead {
+                    self.begin(at)?;
+                }
+            }
+            Change::Stop(at) => self.halt(at, Phase::Stopped),
+            Change::Pause(at) => self.halt(at, Phase::Paused),
+            Change::Trap(at, pause) => self.nodes[at].trap = Some(pause),
+            Change::Untrap(at) => self.nodes[at].trap = None,
+            Change::Continue(at) => {
+                if matches!(self.nodes[at].phase, Phase::Stopped | Phase::Paused) {
+                    self.nodes[at].phase = Phase::Runs;
+                    self.send_held(at)?;
+                    self.call(at)?;
+                }
+            }
+            Change::Order(at, how) => {
+                self.nodes[at].is_ordered = false;
+                self.tell(at, |router, local| router.stop(how, local))?;
+            }
+            Change::Resume(at) => {
+                self.nodes[at].is_ordered = true;
+                self.tell(at, Router::start)?;
+            }
+            Change::Eligible(at, router, priority) => {
+                // An agent that stands still learns nothing.
+                if matches!(self.nodes[at].phase, Phase::Stopped | Phase::Paused) {
+                    return Ok(());
+                }
+                self.nodes[at].settings[router].priority = priority;
+                let local = self.nodes[at].local(self.now);
+                if let Some(router) = self.nodes[at].routers.get_mut(router) {
+                    router.set_priority(priority, local);
+                }
+                self.flush(at)?;
+                // A table that an agent has left behind ends by itself.
+                let holds = |router: &Router| router.hold().is_some();
+                if priority.is_none()
+                    && self.nodes[at].phase == Phase::Runs
+                    && self.nodes[at].routers.get(router).is_some_and(holds)
+                {
+                    return self.violation(format!("node {at} answers and is not eligible"));
+                }
+            }
+            Change::List(at, router, vips) => {
+                self.nodes[at].settings[router].vips = vips.clone();
+                let local = self.nodes[at].local(self.now);
+                if let Some(router) = self.nodes[at].routers.get_mut(router)
+                    && let Err(error) = router.set_vips(vips, local)
+                {
+                    return self.violation(error.to_string());
+                }
+                self.flush(at)?;
+            }
+            Change::Link(at, is_up) => {
+                self.nodes[at].is_linked = is_up;
+                self.tell(at, |router, local| router.set_link(is_up, local))?;
+            }
+            Change::Jump(at, by) => {
+                self.nodes[at].offset += by;
+                self.call(at)?;
+            }
+            Change::Part(mask) => {
+                let is_in = |at: usize| mask >> at & 1 == 1;
+                for from in 0..self.nodes.len() {
+                    for to in 0..self.nodes.len() {
+                        self.cut[from][to] |= is_in(from) != is_in(to);
+                    }
+                }
+            }
+            Change::Mute(at) => {
+                for to in (0..self.nodes.len()).filter(|to| *to != at) {
+                    self.cut[at][to] = true;
+                }
+            }
+            Change::Loss(percent) => self.loss = percent,
+            Change::Heal => {
+                self.loss = 0;
+                self.cut.iter_mut().for_each(|from| from.fill(false));
+            }
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        (node.wake, node.held, node.trap) = (None, None, None);
+        node.routers.clear();
+    }
+
+    fn halt(&mut self, at: usize, phase: Phase) {
+        if self.nodes[at].phase == Phase::Runs {
+            self.nodes[at].phase = phase;
+        }
+    }
+
+    fn tell(&mut self, at: usize, verb: impl Fn(&mut Router, Duration)) -> Result<(), Violation> {
+        let local = self.nodes[at].local(self.now);
+        self.nodes[at].routers.iter_mut().for_each(|router| verb(router, local));
+        self.flush(at)
+    }
+}

@@ -1,0 +1,356 @@
+//! Privileged: makes network namespaces, loads programs into the kernel, mounts bpffs, and runs keepalived.
+//!
+//! How a segment learns where a VIP is: without any election, and by VRRP with another vendor's router.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::{
+    agent::{Agent, Configuration, Service, available, check_nothing_left, detach},
+    lab::{ELEMENT, Family, Lab, NODE, ROUTER_END, UPLINK, vip, wait_until},
+    packets::Packet,
+    pinned::Pinned,
+    programs::{
+        PATIENCE,
+        conversation::{self, Conversation, Speaker},
+        keepalived::{Keepalived, Settings, is_held_by, neighbor, wait_held_by},
+    },
+};
+use serde_json::Value;
+
+const POD_PORT: u16 = 8080;
+const VIP_PORT: u16 = 80;
+const VRID: u8 = 51;
+
+fn yaml(lab: &Lab, families: &[Family], has_backends: bool, announce: &str) -> String {
+    let service = |family: &Family| {
+        let backend = SocketAddr::new(lab.pods[0].addresses.of(*family), POD_PORT);
+        Service {
+            name: format!("service-{family:?}"),
+            vip: vip(1).of(*family),
+            protocol: "TCP",
+            port: VIP_PORT,
+            replies: None,
+            rung: "auto",
+            backends: if has_backends { vec![backend] } else { Vec::new() },
+        }
+    };
+    let services = families.iter().map(service).collect();
+    format!("{}announce: {announce}\n", Configuration { mode: "native", services }.yaml_in(lab))
+}
+
+fn target(family: Family) -> SocketAddr {
+    SocketAddr::new(vip(1).of(family), VIP_PORT)
+}
+
+fn mac_of_the_uplink(lab: &Lab) -> Result<String> {
+    let output = lab.node.command("ip").args(["-j", "link", "show", UPLINK]).output()?;
+    let links: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(links[0]["address"].as_str().context("the uplink has a MAC")?.to_owned())
+}
+
+/// The reasons against a VIP's first means.
+fn against(status: &Value, vip: IpAddr) -> Option<Vec<String>> {
+    let vips = status["announce"]["vips"].as_array()?;
+    let means = &vips.iter().find(|entry| entry["vip"] == vip.to_string())?["means"][0];
+    let reasons = means["against"].as_array()?;
+    Some(reasons.iter().filter_map(|reason| reason["reason"].as_str().map(str::to_owned)).collect())
+}
+
+fn forget_neighbors(lab: &Lab) -> Result<()> {
+    lab.router.ip(&format!("neighbor flush dev {ROUTER_END}\n"))
+}
+
+#[test]
+fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reached() -> Result<()> {
+    if !available("announce") {
+        return Ok(());
+    }
+    let lab = Lab::on_segment("always")?;
+    let always = format!("{{ always: [{{ interface: {UPLINK} }}] }}");
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let mut agent = Agent::start_with(&lab, &yaml(&lab, &Family::BOTH, true, &always))?;
+    let mac = mac_of_the_uplink(&lab)?;
+    let held = |status: &Value| (against(status, vip(1).v4.into())?.is_empty()).then_some(());
+    agent.wait_status("both VIPs to be announced", held)?;
+    forget_neighbors(&lab)?;
+    for family in Family::BOTH {
+        let mut session = Conversation::open(&lab.element, target(family), &listener)?;
+        session.exchange(Speaker::Pod)?;
+        let seen = neighbor(&lab.router, ROUTER_END, vip(1).of(family))?;
+        ensure!(seen.as_ref() == Some(&mac), "{family:?}: the router has {seen:?} for the VIP, the uplink is {mac}");
+        ensure!(lab.router.run(|| is_reached(vip(1).of(family))), "{family:?}: nothing answers the router");
+    }
+
+    // Nobody answers for it without a backend, and the status says why: neither this node, which may have it on an interface
+    // as kube-proxy in IPVS mode does, nor its kernel.
+    lab.node.ip(&format!("address add {}/32 dev lo\naddress add {}/128 dev lo\n", vip(1).v4, vip(1).v6))?;
+    agent.reload(&yaml(&lab, &Family::BOTH, false, &always))?;
+    agent.wait_status("a reason against each VIP", |status| {
+        let of = |family| against(status, vip(1).of(family));
+        (of(Family::V4)? == ["no_backends"] && of(Family::V6)? == ["no_backends"]).then_some(())
+    })?;
+    forget_neighbors(&lab)?;
+    for family in Family::BOTH {
+        ensure!(!lab.router.run(|| is_reached(vip(1).of(family))), "{family:?}: something answers for the VIP");
+        ensure!(neighbor(&lab.router, ROUTER_END, vip(1).of(family))?.is_none(), "{family:?}: a neighbor");
+    }
+
+    lab.node.ip(&format!("address delete {}/32 dev lo\naddress delete {}/128 dev lo\n", vip(1).v4, vip(1).v6))?;
+
+    // And a dead agent goes on being answered for.
+    agent.reload(&yaml(&lab, &Family::BOTH, true, &always))?;
+    agent.wait_status("both VIPs to be announced again", held)?;
+    agent.kill()?;
+    forget_neighbors(&lab)?;
+    for family in Family::BOTH {
+        Conversation::open(&lab.element, target(family), &listener).with_context(|| format!("{family:?}, no agent"))?;
+    }
+    Agent::start_with(&lab, &yaml(&lab, &Family::BOTH, true, "{}"))?.stop()?;
+    forget_neighbors(&lab)?;
+    ensure!(!lab.router.run(|| is_reached(vip(1).v4.into())), "who announces nothing answers for a VIP");
+    check_nothing_left(&lab)
+}
+
+/// Whether a neighbor answers for an address: a closed port is refused, and not left without an answer.
+fn is_reached(vip: IpAddr) -> bool {
+    let refused = TcpStream::connect_timeout(&SocketAddr::new(vip, VIP_PORT + 1), Duration::from_secs(2));
+    refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Waits for the state of the only virtual router.
+fn wait_state(agent: &Agent, state: &str) -> Result<Value> {
+    agent.wait_status(&format!("the virtual router to be {state}"), |status| {
+        let router = &status["announce"]["routers"][0];
+        (router["state"] == state).then(|| router.clone())
+    })
+}
+
+/// keepalived with its defaults, as it meets Sluice in one version and family.
+fn meets_keepalived(name: &str, version: u8, family: Family, interval: &str) -> Result<()> {
+    if !available("announce") {
+        return Ok(());
+    }
+    let lab = Lab::on_segment(name)?;
+    let held = vip(1).of(family);
+    let (v4, v6) = (format!("{}/32", vip(1).v4), format!("{}/128", vip(1).v6));
+    let link_local = format!("fe80::5e:{VRID:x}/64");
+    let vips: &[&str] = match family {
+        Family::V4 => &[&v4],
+        Family::V6 => &[&link_local, &v6],
+    };
+    let settings = Settings { version, vrid: VRID, priority: 100, interval, vips };
+    let milliseconds = (interval.parse::<f64>()? * 1000.0) as u32;
+    let group = |more: &str| {
+        let group = format!(
+            "{{ vrrp: [{{ name: lab, interface: {UPLINK}, vrids: {VRID}, version: {version}, interval: {milliseconds}ms{more} }}] }}"
+        );
+        yaml(&lab, &[family], true, &group)
+    };
+    let keepalived = Keepalived::start(&lab.router, lab.directory(), &settings)?;
+    wait_held_by(&lab.router, held, true)?;
+
+    // The higher priority takes over, and hands over when it stops.
+    let agent = Agent::start_with(&lab, &group(""))?;
+    let router = wait_state(&agent, "active")?;
+    ensure!(router["alarms"].as_object().is_some_and(serde_json::Map::is_empty), "alarms: {router}");
+    wait_held_by(&lab.router, held, false).with_context(|| keepalived.log_tail())?;
+    forget_neighbors(&lab)?;
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let mut session = Conversation::open(&lab.element, target(family), &listener)?;
+    session.exchange(Speaker::Pod)?;
+    agent.stop()?;
+    wait_held_by(&lab.router, held, true)?;
+
+    // One that dies is missed.
+    let agent = Agent::start_with(&lab, &group(""))?;
+    wait_state(&agent, "active")?;
+    wait_held_by(&lab.router, held, false)?;
+    agent.kill()?;
+    wait_held_by(&lab.router, held, true)?;
+
+    // One that stands still has let go when it goes on, and takes its turn again.
+    let mut agent = Agent::start_with(&lab, &group(""))?;
+    wait_state(&agent, "active")?;
+    wait_held_by(&lab.router, held, false)?;
+    agent.signal(libc::SIGSTOP)?;
+    wait_held_by(&lab.router, held, true)?;
+    agent.signal(libc::SIGCONT)?;
+    wait_held_by(&lab.router, held, false)?;
+    let router = wait_state(&agent, "active")?;
+    ensure!(router["transitions"]["validity_over"] == 1, "{router}");
+    agent.stop()?;
+    wait_held_by(&lab.router, held, true)?;
+
+    // The lower priority waits until the other one leaves.
+    let agent = Agent::start_with(&lab, &group(", priority: 50"))?;
+    let router = wait_state(&agent, "backup")?;
+    ensure!(router["heard"]["priority"] == 100, "{router}");
+    ensure!(is_held_by(&lab.router, held)?, "keepalived gave way to a lower priority");
+    keepalived.stop()?;
+    wait_state(&agent, "active")?;
+    forget_neighbors(&lab)?;
+    Conversation::open(&lab.element, target(family), &listener)?;
+    let mac = mac_of_the_uplink(&lab)?;
+    wait_until("the uplink's MAC", PATIENCE, || {
+        Ok((neighbor(&lab.router, ROUTER_END, held)?.as_ref() == Some(&mac)).then_some(()))
+    })?;
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn version_3_for_ipv4_meets_keepalived() -> Result<()> {
+    meets_keepalived("vrrp34", 3, Family::V4, "0.1")
+}
+
+#[test]
+fn version_3_for_ipv6_meets_keepalived() -> Result<()> {
+    meets_keepalived("vrrp36", 3, Family::V6, "0.1")
+}
+
+#[test]
+fn version_2_meets_keepalived() -> Result<()> {
+    meets_keepalived("vrrp2", 2, Family::V4, "1")
+}
+
+/// What the node's uplink lets in beside its own MAC.
+fn lets_in(lab: &Lab, mac: &str) -> Result<bool> {
+    let output = lab.node.command("bridge").args(["fdb", "show", "dev", UPLINK]).output().context("bridge fdb")?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.starts_with(mac) && line.contains("self")))
+}
+
+/// A connection from the router to a closed port of the node itself: whether the node's own stack has answered.
+fn node_answers(lab: &Lab, family: Family) -> bool {
+    let target = SocketAddr::new(NODE.of(family), VIP_PORT);
+    let refused = lab.router.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(1)));
+    refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Beside keepalived with its own MAC: this kernel has no macvlan, which it needs for a virtual one.
+//= test rfc9568#6.4.2:mac
+//= test rfc3768#6.4.2:mac
+//= test rfc9568#6.4.3:mac
+//= test rfc3768#6.4.3:mac
+//= test rfc9568#7.2:mac
+//= test rfc3768#7.2:mac
+fn has_its_own_mac(name: &str, mode: &str, version: u8, family: Family, interval: &str) -> Result<()> {
+    if !available("announce") {
+        return Ok(());
+    }
+    let lab = Lab::on_segment(name)?;
+    let held = vip(1).of(family);
+    let (v4, v6, link_local) =
+        (format!("{}/32", vip(1).v4), format!("{}/128", vip(1).v6), format!("fe80::5e:{VRID:x}/64"));
+    let (vips, mac): (&[&str], [u8; 6]) = match family {
+        Family::V4 => (&[&v4], [0, 0, 0x5e, 0, 1, VRID]),
+        Family::V6 => (&[&link_local, &v6], [0, 0, 0x5e, 0, 2, VRID]),
+    };
+    let text = mac.map(|octet| format!("{octet:02x}")).join(":");
+    let milliseconds = (interval.parse::<f64>()? * 1000.0) as u32;
+    let group = |more: &str| {
+        let group = format!(
+            "{{ vrrp: [{{ name: lab, interface: {UPLINK}, vrids: {VRID}, version: {version}, interval: {milliseconds}ms{more} }}] }}"
+        );
+        yaml(&lab, &[family], true, &group).replace("native", mode)
+    };
+    let settings = Settings { version, vrid: VRID, priority: 100, interval, vips };
+    let keepalived = Keepalived::start(&lab.router, lab.directory(), &settings)?;
+    wait_held_by(&lab.router, held, true)?;
+
+    // The VIP moves to the virtual MAC, which reaches pods and the node itself.
+    let mut agent = Agent::start_with(&lab, &group(", virtualMac: true"))?;
+    let pinned = Pinned::of(&agent);
+    let router = wait_state(&agent, "active")?;
+    ensure!(router["virtualMac"] == text, "{router}");
+    wait_held_by(&lab.router, held, false).with_context(|| keepalived.log_tail())?;
+    ensure!(lets_in(&lab, &text)?, "{text} is not in the uplink's filter");
+    let ip = if family == Family::V4 { (23, 14) } else { (20, 14) };
+    let is_advertisement = |frame: &[u8]| frame[6..12] == mac && frame.get(ip.0) == Some(&112);
+    let sent = lab.router.hear_frame(ROUTER_END, PATIENCE, is_advertisement)?;
+    ensure!(sent[0] & 1 == 1 && sent[ip.1] >> 4 == if family == Family::V4 { 4 } else { 6 }, "{sent:02x?}");
+    forget_neighbors(&lab)?;
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let mut session = Conversation::open(&lab.element, target(family), &listener)?;
+    session.exchange(Speaker::Pod)?;
+    let seen = neighbor(&lab.router, ROUTER_END, held)?;
+    ensure!(seen.as_ref() == Some(&text), "the router has {seen:?} for the VIP");
+    lab.router.ip(&format!("neighbor replace {} lladdr {text} dev {ROUTER_END} nud permanent\n", NODE.of(family)))?;
+    ensure!(node_answers(&lab, family), "the node's own stack gets nothing that is sent to the virtual MAC");
+
+    // A backup drops what is still sent there, and forwards nothing.
+    agent.reload(&group(", virtualMac: true, priority: 50"))?;
+    wait_held_by(&lab.router, held, true)?;
+    wait_state(&agent, "backup")?;
+    let elsewhere = Reason::VirtualMacElsewhere.index();
+    let (dropped, forwarded) = (pinned.reason(elsewhere)?, pinned.forwarded()?);
+    const FRAMES: u64 = 20;
+    for port in 0..FRAMES as u16 {
+        let syn = Packet::from(ELEMENT.of(family)).to(held).tcp(40_000 + port, VIP_PORT).syn().to_mac(mac);
+        lab.router.send_frame(ROUTER_END, &syn.frame())?;
+    }
+    wait_until("the frames to be dropped", PATIENCE, || {
+        Ok((pinned.reason(elsewhere)? >= dropped + FRAMES).then_some(()))
+    })?;
+    ensure!(pinned.forwarded()? == forwarded, "a backup forwards what is sent to the virtual MAC");
+    ensure!(!node_answers(&lab, family), "a backup's stack gets what is sent to the virtual MAC");
+
+    // With it the VIP comes back, and so do sessions.
+    agent.reload(&group(", virtualMac: true"))?;
+    wait_state(&agent, "active")?;
+    wait_held_by(&lab.router, held, false)?;
+    session.exchange(Speaker::Pod)?;
+    Conversation::open(&lab.element, target(family), &listener)?.exchange(Speaker::Pod)?;
+    let seen = neighbor(&lab.router, ROUTER_END, held)?;
+    ensure!(seen.as_ref() == Some(&text), "the router has {seen:?} for the VIP that came back");
+    ensure!(node_answers(&lab, family), "the node's own stack gets nothing any more");
+
+    // Without it the VIP is at the uplink's MAC again.
+    agent.reload(&group(""))?;
+    wait_state(&agent, "active")?;
+    wait_until(
+        "the filter to let the virtual MAC in no more",
+        PATIENCE,
+        || Ok((!lets_in(&lab, &text)?).then_some(())),
+    )?;
+    forget_neighbors(&lab)?;
+    session.exchange(Speaker::Pod)?;
+    let (seen, own) = (neighbor(&lab.router, ROUTER_END, held)?, mac_of_the_uplink(&lab)?);
+    ensure!(seen.as_ref() == Some(&own), "the router has {seen:?} for the VIP, the uplink is {own}");
+
+    // What a dead agent has left is taken over, or taken down.
+    agent.reload(&group(", virtualMac: true"))?;
+    wait_state(&agent, "active")?;
+    agent.kill()?;
+    ensure!(lets_in(&lab, &text)?, "the filter went with the agent");
+    let agent = Agent::start_with(&lab, &group(""))?;
+    wait_until("another agent to shut it out", PATIENCE, || Ok((!lets_in(&lab, &text)?).then_some(())))?;
+    agent.end()?;
+    let agent = Agent::start_with(&lab, &group(", virtualMac: true"))?;
+    wait_state(&agent, "active")?;
+    agent.kill()?;
+    let said = detach(&lab)?;
+    ensure!(said.contains(&format!("took virtual MAC {text} from the filter of {UPLINK}")), "{said}");
+    ensure!(!lets_in(&lab, &text)?, "detach leaves {text} in the filter");
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn a_virtual_mac_of_ipv4_moves_with_the_vip() -> Result<()> {
+    has_its_own_mac("vmac4", "native", 3, Family::V4, "0.1")
+}
+
+#[test]
+fn a_virtual_mac_of_ipv6_moves_with_the_vip_in_generic_mode() -> Result<()> {
+    has_its_own_mac("vmac6", "generic", 3, Family::V6, "0.1")
+}
+
+#[test]
+fn a_virtual_mac_of_version_2_moves_with_the_vip() -> Result<()> {
+    has_its_own_mac("vmac2", "generic", 2, Family::V4, "1")
+}

@@ -1,0 +1,445 @@
+//! Privileged: makes network namespaces, loads programs into the kernel, mounts bpffs, and runs BIRD.
+//!
+//! The agent tells a router where VIPs are: by BGP, watched by BFD, from its configuration.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    agent::{Agent, Configuration, Service, available, check_nothing_left, detach},
+    lab::{Family, Lab, NODE, Namespace, Options, ROUTER_END, Transport, UPLINK, wait_until},
+    programs::{
+        PATIENCE,
+        bird::Bird,
+        conversation::{self, Conversation, Speaker},
+        prober::{Prober, Responder, who_answers},
+    },
+};
+use serde_json::Value;
+
+const POD_PORT: u16 = 8080;
+const VIP_PORT: u16 = 80;
+/// Where no route but BGP's leads to.
+const VIPS: [&str; 2] = ["203.0.113.77", "2001:db8:77::1"];
+
+fn vip(family: Family) -> IpAddr {
+    let at = match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    };
+    VIPS[at].parse().expect("an address")
+}
+
+fn lab(name: &str) -> Result<Lab> {
+    let mut lab = Lab::new(name, Options { pods: 1, ..Options::default() })?;
+    lab.attach_router_program()?;
+    Ok(lab)
+}
+
+fn yaml(lab: &Lab, has_backends: bool, announce: &str) -> String {
+    let service = |family: &Family| Service {
+        name: format!("service-{family:?}"),
+        vip: vip(*family),
+        protocol: "TCP",
+        port: VIP_PORT,
+        replies: None,
+        rung: "auto",
+        backends: if has_backends {
+            vec![SocketAddr::new(lab.pods[0].addresses.of(*family), POD_PORT)]
+        } else {
+            vec![]
+        },
+    };
+    let services = Family::BOTH.iter().map(service).collect();
+    format!("{}announce: {announce}\n", Configuration { mode: "native", services }.yaml_in(lab))
+}
+
+/// The router's BIRD: `lines` in its BGP protocol, and `bfd` of its BFD protocol.
+fn router(lab: &Lab, name: &str, lines: &str, bfd: &str) -> Result<Bird> {
+    let configuration = format!(
+        "router id 198.51.100.1;\n\
+         protocol device {{ scan time 1; }}\n\
+         protocol direct {{ ipv4; ipv6; }}\n\
+         protocol kernel k4 {{ ipv4 {{ export where source = RTS_BGP; }}; }}\n\
+         protocol kernel k6 {{ ipv6 {{ export where source = RTS_BGP; }}; }}\n\
+         {bfd}\n\
+         protocol bgp node {{\n\
+           local 198.51.100.1 as 64513;\n\
+           neighbor {} as 64512;\n\
+           connect delay time 1; connect retry time 1; error wait time 1, 1;\n\
+           {lines}\n\
+           ipv4 {{ import all; export none; }};\n\
+           ipv6 {{ import all; export none; }};\n\
+         }}\n",
+        NODE.v4
+    );
+    let bird = Bird::router(&lab.router, name, &configuration, lab.directory())?;
+    bird.hurry()?;
+    Ok(bird)
+}
+
+fn bgp(peer: &str) -> String {
+    format!(
+        "{{ bfd: [{{ name: fast, interval: 100ms }}], \
+         bgp: {{ localAs: 64512, shutdownWait: 1s, peers: [{{ name: tor, address: 198.51.100.1, as: 64513{peer} }}] }} }}"
+    )
+}
+
+/// Waits until the router has this many routes of the node.
+fn wait_routes(bird: &Bird, count: usize) -> Result<String> {
+    let found = wait_until(&format!("{count} routes at the router"), PATIENCE, || {
+        let shown = bird.control(&["show", "route", "all", "where", "source", "=", "RTS_BGP"])?;
+        let has = VIPS.iter().filter(|vip| shown.contains(&format!("{vip}/"))).count();
+        Ok((has == count).then_some(shown))
+    });
+    found.with_context(|| bird.log_tail())
+}
+
+fn wait_state(agent: &Agent, state: &str) -> Result<Value> {
+    agent.wait_status(&format!("the peer to be {state}"), |status| {
+        let peer = &status["announce"]["bgp"][0];
+        (peer["state"] == state).then(|| peer.clone())
+    })
+}
+
+/// The reasons against a VIP's first means.
+fn against(status: &Value, vip: IpAddr) -> Option<Vec<String>> {
+    let vips = status["announce"]["vips"].as_array()?;
+    let means = &vips.iter().find(|entry| entry["vip"] == vip.to_string())?["means"][0];
+    let reasons = means["against"].as_array()?;
+    Some(reasons.iter().filter_map(|reason| reason["reason"].as_str().map(str::to_owned)).collect())
+}
+
+#[test]
+fn a_router_learns_vips_while_a_backend_can_be_reached() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("learns")?;
+    let bird = router(&lab, "tor", "", "")?;
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let peer = ", communities: ['64512:100'], largeCommunities: ['64512:1:2'], med: 7";
+    let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp(peer)))?;
+    let routes = wait_routes(&bird, 2)?;
+    for words in ["(64512,100)", "(64512, 1, 2)", "BGP.med: 7", "BGP.as_path: 64512"] {
+        ensure!(routes.contains(words), "{words} is not in\n{routes}");
+    }
+    wait_state(&agent, "established")?;
+    for family in Family::BOTH {
+        let target = SocketAddr::new(vip(family), VIP_PORT);
+        let mut session = wait_until("the router's kernel to know the way", PATIENCE, || {
+            Ok(Conversation::open(&lab.element, target, &listener).ok())
+        })?;
+        session.exchange(Speaker::Pod)?;
+    }
+
+    // Without a backend it is withdrawn, and the session stays.
+    agent.reload(&yaml(&lab, false, &bgp(peer)))?;
+    wait_routes(&bird, 0)?;
+    agent.wait_status("a reason", |status| (against(status, vip(Family::V4))? == ["no_backends"]).then_some(()))?;
+    // It flapped, and has to be well for a second.
+    agent.reload(&yaml(&lab, true, &bgp(peer)))?;
+    agent
+        .wait_status("to be held down", |status| (against(status, vip(Family::V4))? == ["held_down"]).then_some(()))?;
+    wait_routes(&bird, 2)?;
+    ensure!(wait_state(&agent, "established")?["established"] == 1, "the session was begun anew");
+    agent.stop()?;
+    wait_routes(&bird, 0)?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn a_drained_node_marks_its_routes_then_withdraws_them_then_ends_the_session() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("drain")?;
+    let bird = router(&lab, "tor", "bfd on;", "protocol bfd { interface \"*\" { interval 100 ms; multiplier 5; }; }")?;
+    let _listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let yaml = yaml(&lab, true, &bgp(", bfd: fast"));
+    let agent = Agent::start_with(&lab, &yaml)?;
+    wait_routes(&bird, 2)?;
+    agent.wait_status("BFD to be up", |status| (status["announce"]["bfd"][0]["state"] == "up").then_some(()))?;
+    let drained = agent.ask(&["drain"])?;
+    ensure!(drained.trim() == "draining", "{drained}");
+    wait_until("GRACEFUL_SHUTDOWN at the router", PATIENCE, || {
+        Ok(bird.control(&["show", "route", "all"])?.contains("(65535,0)").then_some(()))
+    })?;
+    agent.ask(&["drain", "--wait"])?;
+    let shown = bird.control(&["show", "protocols", "all", "node"])?;
+    ensure!(shown.contains("this load balancer is drained"), "{shown}");
+    wait_routes(&bird, 0)?;
+    agent.wait_status("a reason", |status| (against(status, vip(Family::V4))? == ["draining"]).then_some(()))?;
+
+    // An agent that starts anew is still drained.
+    agent.end()?;
+    let agent = Agent::start_with(&lab, &yaml)?;
+    agent.wait_status("to be drained", |status| (status["announce"]["leaving"] == "drained").then_some(()))?;
+    ensure!(wait_state(&agent, "idle")?["established"] == 0, "a drained node began a session");
+    agent.ask(&["undrain"])?;
+    wait_routes(&bird, 2)?;
+    agent.wait_status("BFD to be up", |status| (status["announce"]["bfd"][0]["state"] == "up").then_some(()))?;
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn a_hung_agent_is_missed_by_bfd() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("hung")?;
+    let bird = router(&lab, "tor", "bfd on;", "protocol bfd { interface \"*\" { interval 100 ms; multiplier 3; }; }")?;
+    let _listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp(", bfd: fast")))?;
+    wait_routes(&bird, 2)?;
+    agent.wait_status("BFD to be up", |status| (status["announce"]["bfd"][0]["state"] == "up").then_some(()))?;
+    // Longer than any detection time, far shorter than the hold time.
+    agent.signal(libc::SIGSTOP)?;
+    wait_routes(&bird, 0)?;
+    agent.signal(libc::SIGCONT)?;
+    wait_routes(&bird, 2)?;
+    let peer = wait_state(&agent, "established")?;
+    ensure!(peer["established"] == 2, "{peer:#}");
+    agent.wait_status("BFD to be up again", |status| {
+        let session = &status["announce"]["bfd"][0];
+        (session["state"] == "up" && session["ups"] == 2).then_some(())
+    })?;
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
+/// Frames that the router has sent towards the node.
+fn frames_to_node(lab: &Lab) -> Result<u64> {
+    let read = lab.router.command("ip").args(["-s", "-j", "link", "show", ROUTER_END]).output()?;
+    let links: Value = serde_json::from_slice(&read.stdout)?;
+    links[0]["stats64"]["tx"]["packets"].as_u64().context("no count of packets")
+}
+
+/// Sends them to a VIP, and counts until no more come.
+fn frames_for_ten_datagrams(lab: &Lab, family: Family) -> Result<u64> {
+    let any = match family {
+        Family::V4 => "0.0.0.0:0",
+        Family::V6 => "[::]:0",
+    };
+    let before = frames_to_node(lab)?;
+    lab.element.run(|| -> Result<()> {
+        let socket = UdpSocket::bind(any)?;
+        for _ in 0..10 {
+            socket.send_to(b"around and around", SocketAddr::new(vip(family), 162))?;
+        }
+        Ok(())
+    })?;
+    let mut last = 0;
+    wait_until("the datagrams to come to rest at the node", PATIENCE, || {
+        let frames = frames_to_node(lab)? - before;
+        let rests = frames >= 10 && frames < last + 5;
+        last = frames;
+        Ok(rests.then_some(frames))
+    })
+}
+
+#[test]
+fn a_packet_for_a_vip_whose_program_is_gone_does_not_come_back() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("loop")?;
+    let bird = router(&lab, "tor", "graceful restart on;", "")?;
+    let yaml = yaml(&lab, true, &bgp(", gracefulRestart: 60s"));
+    let agent = Agent::start_with(&lab, &yaml)?;
+    wait_routes(&bird, 2)?;
+    // Without an agent and without a program, while the router keeps its routes: the kernel gets what comes.
+    let pins = agent.pins();
+    agent.kill()?;
+    for link in fs::read_dir(pins.join("links"))? {
+        fs::remove_file(link?.path())?;
+    }
+    wait_until("the program to be gone", PATIENCE, || {
+        let shown = lab.node.command("ip").args(["link", "show", UPLINK]).output()?;
+        Ok((!String::from_utf8_lossy(&shown.stdout).contains("prog/xdp")).then_some(()))
+    })?;
+    wait_routes(&bird, 2)?;
+    for family in Family::BOTH {
+        let frames = frames_for_ten_datagrams(&lab, family)?;
+        // Each came once; what else there is are the two sides' neighbour questions and BGP.
+        ensure!(frames < 40, "{family:?}: {frames} frames for ten datagrams");
+    }
+    let rules = lab.node.command("ip").args(["rule", "show"]).output()?;
+    ensure!(String::from_utf8_lossy(&rules.stdout).contains("lookup 16081"), "no rule: {rules:?}");
+    // Without the rules each goes around until its TTL ends.
+    for (family, command) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+        let delete = lab.node.command("ip").args([command, "rule", "delete", "priority", "90"]).output()?;
+        ensure!(delete.status.success(), "{delete:?}");
+        let frames = frames_for_ten_datagrams(&lab, family)?;
+        ensure!(frames > 200, "{family:?}: {frames} frames for ten datagrams without a rule");
+    }
+    detach(&lab)?;
+    let rules = lab.node.command("ip").args(["rule", "show"]).output()?;
+    ensure!(!String::from_utf8_lossy(&rules.stdout).contains("16081"), "still there: {rules:?}");
+    check_nothing_left(&lab)
+}
+
+/// Restarts the agent by `end` under traffic that only BGP's routes lead, and fails where a datagram is lost or the router forgets a
+/// route for a moment.
+fn restarts(name: &str, peer: &str, lines: &str, bfd: &str, end: impl FnOnce(Agent) -> Result<()>) -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab(name)?;
+    let bird = router(&lab, "tor", lines, bfd)?;
+    let service = Service {
+        name: "traps".to_owned(),
+        vip: vip(Family::V4),
+        protocol: "UDP",
+        port: VIP_PORT,
+        replies: None,
+        rung: "auto",
+        backends: vec![SocketAddr::new(lab.pods[0].addresses.v4.into(), POD_PORT)],
+    };
+    let _echo = Responder::start(&lab.pods[0].namespace, service.backends[0], 0)?;
+    let announce = bgp(peer).replace("shutdownWait: 1s", "stop: graceful");
+    let yaml = Configuration { mode: "native", services: vec![service] }.yaml_in(&lab);
+    let yaml = format!("{yaml}announce: {announce}\n");
+    let agent = Agent::start_with(&lab, &yaml)?;
+    wait_routes(&bird, 1)?;
+    wait_until("the router's kernel to know the way", PATIENCE, || {
+        who_answers(&lab.element, vip(Family::V4), VIP_PORT)
+    })?;
+    let prober = Prober::start(&lab.element, SocketAddr::new(vip(Family::V4), VIP_PORT))?;
+    end(agent)?;
+    let agent = Agent::start_with(&lab, &yaml)?;
+    wait_state(&agent, "established")?;
+    wait_until("the restarted node's own route, no longer stale", PATIENCE, || {
+        let shown = bird.control(&["show", "protocols", "all", "node"])?;
+        Ok((shown.contains("BGP state:          Established") && !shown.contains("Neighbor graceful restart active"))
+            .then_some(()))
+    })?;
+    wait_routes(&bird, 1)?;
+    let probe = prober.stop();
+    let (sent, lost, when) = (probe.sent.len(), probe.lost(), probe.lost_before_end());
+    let logs = || format!("{}\n{}", bird.log_tail(), agent.log_tail());
+    ensure!(lost == 0 && sent > 500, "{lost} of {sent} datagrams were lost, {when:?} before the end\n{}", logs());
+    let status = wait_state(&agent, "established")?;
+    ensure!(status["established"] == 1, "{status:#}");
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn a_graceful_restart_loses_nothing_and_the_router_keeps_its_routes() -> Result<()> {
+    restarts("graceful", ", gracefulRestart: 60s", "graceful restart on;", "", Agent::end)
+}
+
+#[test]
+fn an_agent_that_is_killed_and_started_anew_loses_nothing_with_graceful_restart() -> Result<()> {
+    restarts("killed", ", gracefulRestart: 60s", "graceful restart on;", "", Agent::kill)
+}
+
+#[test]
+fn a_router_with_bfd_graceful_keeps_routes_of_a_node_that_restarts() -> Result<()> {
+    let bfd = "protocol bfd { interface \"*\" { interval 100 ms; multiplier 3; }; }";
+    restarts("bfd", ", gracefulRestart: 60s, bfd: fast", "graceful restart on; bfd graceful;", bfd, Agent::end)
+}
+
+/// The link-local address of an interface.
+fn link_local(namespace: &Namespace, interface: &str) -> Result<String> {
+    wait_until(&format!("the link-local address of {interface}"), PATIENCE, || {
+        let shown =
+            namespace.command("ip").args(["-6", "-o", "address", "show", interface, "scope", "link"]).output()?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        Ok(shown.split_whitespace().find_map(|word| Some(word.strip_suffix("/64")?.to_owned())))
+    })
+}
+
+#[test]
+fn a_router_that_advertises_itself_is_a_peer_by_its_interface_alone() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("unnumbered")?;
+    let configuration = format!(
+        "router id 198.51.100.1;\n\
+         protocol device {{ scan time 1; }}\n\
+         protocol radv {{ interface \"{ROUTER_END}\" {{ max ra interval 4; min delay 3; }}; }}\n\
+         protocol bgp node {{\n\
+           local as 64513;\n\
+           neighbor {}%{ROUTER_END} as 64512;\n\
+           connect delay time 1; connect retry time 1; error wait time 1, 1;\n\
+           ipv4 {{ import all; export none; extended next hop on; }};\n\
+           ipv6 {{ import all; export none; }};\n\
+         }}\n",
+        link_local(&lab.node, UPLINK)?
+    );
+    let bird = Bird::router(&lab.router, "tor", &configuration, lab.directory())?;
+    let announce = format!(
+        "{{ bgp: {{ localAs: 64512, shutdownWait: 0s, peers: [{{ name: tor, interface: {UPLINK}, as: external }}] }} }}"
+    );
+    let agent = Agent::start_with(&lab, &yaml(&lab, true, &announce))?;
+    let routes = wait_routes(&bird, 2)?;
+    ensure!(routes.contains("BGP.next_hop: "), "{routes}");
+    let peer = wait_state(&agent, "established")?;
+    let router = link_local(&lab.router, ROUTER_END)?;
+    ensure!(peer["address"] == router.as_str() && peer["peerAs"] == 64513, "{peer:#}");
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn another_speaker_on_the_node_is_named_and_peers_are_dialled() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("taken")?;
+    let bird = router(&lab, "tor", "passive on; bfd on;", "protocol bfd { interface \"*\"; }")?;
+    // It holds BGP's port at every address, and those of BFD.
+    let other = "router id 198.51.100.10; protocol device {} protocol bfd { interface \"*\"; } \
+                 protocol bgp third { local 198.51.100.10 as 64900; neighbor 198.51.100.99 as 64901; passive on; bfd on; ipv4 { import none; export none; }; }";
+    let other = Bird::router(&lab.node, "other", other, lab.directory())?;
+    lab.node.wait_listening(Transport::Tcp, 179, PATIENCE)?;
+    let agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp(", bfd: fast")))?;
+    wait_routes(&bird, 2)?;
+    agent.wait_status("both ports to be named as taken", |status| {
+        let announce = &status["announce"];
+        let problem = announce["bgp"][0]["problems"][0].as_str()?;
+        let of_bfd = announce["bfd"][0]["problem"].as_str()?;
+        let is_named = |text: &str| text.contains(&format!("bird (pid {})", other.id()));
+        (problem.contains("198.51.100.10:179") && is_named(problem) && is_named(of_bfd)).then_some(())
+    })?;
+    drop(other);
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
+#[test]
+fn a_password_stands_in_a_file_and_nowhere_else() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    const SECRET: &str = "hunter2-of-the-tor";
+    let lab = lab("password")?;
+    let bird = router(&lab, "tor", &format!("password \"{SECRET}\";"), "")?;
+    let file = lab.directory().join("tor.password");
+    let announce = bgp(&format!(", passwordFile: {}", file.display()));
+    let refusal = Agent::refusal(&lab, &yaml(&lab, true, &announce), |command| command)?;
+    ensure!(refusal.contains("BGP peer tor: the password in") && refusal.contains("No such file"), "{refusal}");
+    fs::write(&file, format!("not {SECRET}\n"))?;
+    let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &announce))?;
+    agent.wait_status("the passwords to differ", |status| {
+        let problems = status["announce"]["bgp"][0]["problems"].as_array()?;
+        problems.iter().any(|problem| problem.as_str().is_some_and(|text| text.contains("MD5"))).then_some(())
+    })?;
+    fs::write(&file, "x".repeat(81))?;
+    agent.hangup()?;
+    agent.wait_status("a refusal", |status| status["lastError"].as_str()?.contains("81 octets").then_some(()))?;
+    fs::write(&file, format!("{SECRET}\n"))?;
+    agent.hangup()?;
+    wait_routes(&bird, 2)?;
+    let said = format!("{}\n{}", agent.status()?, agent.log().join("\n"));
+    ensure!(!said.contains("hunter2"), "{said}");
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
