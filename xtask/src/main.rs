@@ -2,8 +2,10 @@
 
 mod budget;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod packages;
+mod results;
 mod rules;
 mod shell;
 mod toolchain;
@@ -40,6 +42,12 @@ enum Command {
     Survive(workspace::SurviveOptions),
     /// Send everything at once through random restarts, upgrades and changes, for as long as is wanted
     Soak(workspace::SoakOptions),
+    /// Measure how long a VIP is away when nodes fail, leave and come back, beside the usual daemons
+    Failover(workspace::FailoverOptions),
+    /// Run simulated virtual routers through faults, each run from a seed
+    Sim(workspace::SimOptions),
+    /// Give decoders of foreign bytes whatever a fuzzer finds
+    Fuzz(fuzz::Options),
     /// Check format, clippy and the repository's rules
     Lint,
 }
@@ -78,6 +86,9 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(options) => workspace::bench(&options),
         Command::Survive(options) => workspace::survive(&options),
         Command::Soak(options) => workspace::soak(&options),
+        Command::Failover(options) => workspace::failover(&options),
+        Command::Sim(options) => workspace::sim(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Lint => lint::lint(),
     }
 }

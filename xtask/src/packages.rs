@@ -36,6 +36,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "snmp", binary: "snmptrap", why: "sends SNMP traps and informs" },
     Package { name: "snmptrapd", binary: "snmptrapd", why: "receives them in the pods" },
     Package { name: "bird2", binary: "bird", why: "BGP on both sides of a VIP" },
+    Package { name: "keepalived", binary: "keepalived", why: "the other VRRP router" },
+    Package { name: "tshark", binary: "tshark", why: "reads what is sent, and finds fault with it" },
 ];
 
 /// Debian's hook that package scripts ask before they start a service: 101 forbids it.

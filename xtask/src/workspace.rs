@@ -6,6 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
@@ -15,6 +16,7 @@ use clap::Args;
 use crate::{
     ebpf::{self, Objects},
     packages,
+    results::Results,
     shell::{cargo, is_root, set_aside, step},
 };
 
@@ -27,9 +29,9 @@ pub struct TestOptions {
     /// Only this package's tests
     #[arg(long, short)]
     package: Option<String>,
-    /// Tests at a time in one test binary [default: one for each core]
+    /// Tests at a time in one test binary [default: two for each core, as most of them wait for others]
     #[arg(long)]
-    threads: Option<u32>,
+    threads: Option<usize>,
     /// Passed to each test binary
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -68,6 +70,31 @@ pub struct SoakOptions {
     seed: u64,
 }
 
+/// How failing over is measured.
+#[derive(Args)]
+pub struct FailoverOptions {
+    /// How often each event happens
+    #[arg(long, default_value_t = 5)]
+    rounds: u64,
+    /// Fail where a bound is missed
+    #[arg(long)]
+    check: bool,
+    /// Only rows whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// Which runs are simulated.
+#[derive(Args)]
+pub struct SimOptions {
+    /// The first seed: the same one makes the same run
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How many, one after another
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+}
+
 /// How the benchmark runs.
 #[derive(Args)]
 pub struct BenchOptions {
@@ -90,9 +117,9 @@ pub struct BuildOptions {
 /// Builds the product.
 pub fn build(options: &BuildOptions) -> Result<()> {
     if options.next {
-        Next::build()?;
+        Next::build(Profile::Release)?;
     }
-    Product::build().map(drop)
+    Product::build(Profile::Release).map(drop)
 }
 
 /// What stands for the next release, with another ABI: what tests upgrade to, and downgrade from.
@@ -103,11 +130,11 @@ struct Next {
 
 impl Next {
     /// To be built before the product: cargo puts both in the same places.
-    fn build() -> Result<Self> {
+    fn build(profile: Profile) -> Result<Self> {
         let object = ebpf::build_next()?;
-        let mut build = agent_build(&object);
-        build.args(["--features", ebpf::NEXT_ABI]);
-        let built = step("building the agent of the next ABI", || executable(&mut build))?;
+        let mut build = agent_build(&object, profile);
+        build.arg("--features").arg(format!("lb-userspace/{}", ebpf::NEXT_ABI));
+        let built = step("building the agent of the next ABI", || built_agent(&mut build))?;
         let agent = set_aside(&built, &ebpf::next_directory().join("sluice"))?;
         println!("agent of the next ABI: {}", agent.display());
         Ok(Self { object, agent })
@@ -126,9 +153,9 @@ struct Product {
 
 impl Product {
     /// Builds everything that demo, test and bench run.
-    fn build() -> Result<Self> {
+    fn build(profile: Profile) -> Result<Self> {
         let objects = ebpf::build(&ebpf::Options::default())?;
-        let agent = step("building the agent", || executable(&mut agent_build(&objects.sluice)))?;
+        let agent = step("building the agent", || built_agent(&mut agent_build(&objects.sluice, profile)))?;
         println!("agent: {}", agent.display());
         Ok(Self { objects, agent })
     }
@@ -143,59 +170,80 @@ impl Product {
     }
 }
 
-/// Builds the release agent with this object embedded.
-fn agent_build(object: &Path) -> Command {
+/// All packages that are for the host.
+const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
+
+/// How an agent is built.
+#[derive(Clone, Copy)]
+enum Profile {
+    /// As it is shipped, demonstrated and measured.
+    Release,
+    /// As the tests are built: with assertions and overflow checks, and from the same compiled dependencies.
+    Test,
+}
+
+/// Builds the agent with this object embedded.
+fn agent_build(object: &Path, profile: Profile) -> Command {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "lb-userspace", "--bin", "sluice"]);
+    match profile {
+        Profile::Release => build.args(["build", "--release", "--package", "lb-userspace", "--bin", "sluice"]),
+        // A test of the package brings its program along, with the features of dependencies that the tests have; this is any one.
+        Profile::Test => build.args(["test", "--no-run"]).args(WORKSPACE).args(["--test", "log"]),
+    };
     build.arg("--message-format=json-render-diagnostics").env("SLUICE_EBPF_OBJECT", object);
     build
 }
 
-/// Runs a build, and returns where its program is.
-fn executable(build: &mut Command) -> Result<PathBuf> {
-    let mut executable = None;
+/// Runs a build of the agent, and returns where it is.
+fn built_agent(build: &mut Command) -> Result<PathBuf> {
+    let mut agent = None;
     each_line(build, |line| {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        if let Some(path) = message["executable"].as_str() {
-            executable = Some(PathBuf::from(path));
+        if message["target"]["name"] == "sluice"
+            && let Some(path) = message["executable"].as_str()
+        {
+            agent = Some(PathBuf::from(path));
         }
     })?;
-    executable.context("cargo named no executable")
+    agent.context("cargo named no executable")
 }
 
 /// Runs the tests of the whole workspace. Every test binary runs, also after one has failed.
 pub fn test(options: &TestOptions) -> Result<()> {
     packages::install_missing()?;
-    let next = Next::build()?;
-    let product = Product::build()?;
+    let next = Next::build(Profile::Test)?;
+    let product = Product::build(Profile::Test)?;
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
     match &options.package {
         Some(package) => command.args(["--package", package]),
-        None => command.args(["--workspace", "--exclude", "lb-ebpf"]),
+        None => command.args(WORKSPACE),
     };
     command.args(&options.filter).arg("--").args(&options.arguments);
-    if let Some(threads) = options.threads {
-        command.env("RUST_TEST_THREADS", threads.to_string());
-    }
+    let threads = options.threads.unwrap_or_else(|| 2 * thread::available_parallelism().map_or(1, usize::from));
+    command.env("RUST_TEST_THREADS", threads.to_string());
     product.export(&mut command);
     next.export(&mut command);
     println!("==> running the tests");
     let start = Instant::now();
-    let mut totals = Totals::default();
-    let result = each_line(&mut command, |line| {
+    let mut results = Results::default();
+    let done = each_line(&mut command, |line| {
         println!("{line}");
-        totals.add(line);
+        results.add(line);
     });
+    if !results.failures.is_empty() {
+        println!("==> what failed");
+        results.failures.iter().for_each(|line| println!("{line}"));
+    }
     println!(
         "all test binaries: {} passed; {} failed; {} ignored; {} binaries; finished in {:.0} s",
-        totals.passed,
-        totals.failed,
-        totals.ignored,
-        totals.binaries,
+        results.passed,
+        results.failed,
+        results.ignored,
+        results.binaries,
         start.elapsed().as_secs_f64()
     );
-    result
+    done
 }
 
 /// Runs the demonstration in place of this process, so that Ctrl-C and the exit status are its own.
@@ -225,13 +273,34 @@ pub fn survive(options: &SurviveOptions) -> Result<()> {
 pub fn soak(options: &SoakOptions) -> Result<()> {
     ensure!(is_root(), "the soak makes network namespaces and loads eBPF: run it as root");
     packages::install_missing()?;
-    let next = Next::build()?;
+    let next = Next::build(Profile::Release)?;
     let (minutes, seed) = (options.minutes.to_string(), options.seed.to_string());
     become_program("soak", Some(&next), ["--minutes", &minutes, "--seed", &seed].into_iter())
 }
 
+/// Measures how long VIPs are away when nodes fail, leave and come back.
+pub fn failover(options: &FailoverOptions) -> Result<()> {
+    ensure!(is_root(), "measuring makes network namespaces and loads eBPF: run it as root");
+    packages::install_missing()?;
+    let rounds = options.rounds.to_string();
+    let mut words = vec!["--rounds", rounds.as_str()];
+    words.extend(options.check.then_some("--check"));
+    if let Some(only) = &options.only {
+        words.extend(["--only", only]);
+    }
+    become_program("failover", None, words.into_iter())
+}
+
+/// Runs simulated virtual routers. Needs neither privileges nor the eBPF toolchain.
+pub fn sim(options: &SimOptions) -> Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--package", "lb-tests", "--bin", "sim", "--"]);
+    command.args(["--seed", &options.seed.to_string(), "--seeds", &options.seeds.to_string()]);
+    Err(command.exec()).context("cannot start cargo")
+}
+
 fn become_program<'a>(binary: &str, next: Option<&Next>, arguments: impl Iterator<Item = &'a str>) -> Result<()> {
-    let product = Product::build()?;
+    let product = Product::build(Profile::Release)?;
     let mut command = cargo();
     command.args(["run", "--quiet", "--release", "--package", "lb-tests", "--bin", binary, "--"]).args(arguments);
     product.export(&mut command);
@@ -263,51 +332,4 @@ fn each_line(command: &mut Command, mut take: impl FnMut(&str)) -> Result<()> {
         bail!("cargo {subcommand} failed: {status}");
     }
     Ok(())
-}
-
-/// The sums of the runner's closing lines.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
-    binaries: u32,
-    passed: u32,
-    failed: u32,
-    ignored: u32,
-}
-
-impl Totals {
-    /// From `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`.
-    fn add(&mut self, line: &str) {
-        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
-            return;
-        };
-        self.binaries += 1;
-        for count in counts.split("; ") {
-            let Some((number, what)) = count.split_once(' ') else { continue };
-            let number = number.parse().unwrap_or(0);
-            match what {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" => self.ignored += number,
-                _ => {}
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Totals;
-
-    #[test]
-    fn the_runners_closing_lines_are_summed() {
-        let mut totals = Totals::default();
-        for line in [
-            "running 4 tests",
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
-            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 9 filtered out; finished in 1.20s",
-        ] {
-            totals.add(line);
-        }
-        assert_eq!(totals, Totals { binaries: 2, passed: 4, failed: 2, ignored: 1 });
-    }
 }
