@@ -156,12 +156,16 @@ fn note(datagram: &[u8], elsewhere: bool, changes: &mut Changes) {
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE | RTM_NEWNEXTHOP | RTM_DELNEXTHOP => changes.routes = true,
         // The same message tells what a bridge learned, which is nothing to us.
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH if i32::from(family) == libc::AF_BRIDGE => {}
+        // Nobody is there to be resolved, and the kernel gives such entries up as it likes: its table is one for all namespaces.
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH if datagram.get(NEIGHBOUR_TYPE) == Some(&libc::RTN_MULTICAST) => {}
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => changes.neighbours = true,
         _ => {}
     }
 }
 
 const NETLINK_HEADER_BYTES: usize = 16;
+/// Of `ndm_type`, after family, padding, interface, state and flags (`struct ndmsg`, linux/neighbour.h).
+const NEIGHBOUR_TYPE: usize = NETLINK_HEADER_BYTES + 11;
 const RTM_NEWNSID: u16 = 88;
 const RTM_DELNSID: u16 = 89;
 const RTM_NEWNEXTHOP: u16 = 104;
@@ -196,6 +200,19 @@ mod tests {
         check(libc::RTM_NEWNEIGH, libc::AF_INET, false, neighbours);
         check(libc::RTM_NEWNEIGH, libc::AF_INET, true, none);
         check(libc::RTM_NEWNEIGH, libc::AF_BRIDGE, false, none);
+    }
+
+    #[test]
+    fn neighbours_that_are_groups_are_nothing() {
+        for (kind, expected) in [(libc::RTN_UNICAST, true), (libc::RTN_MULTICAST, false)] {
+            let mut datagram = [0; NETLINK_HEADER_BYTES + 12];
+            datagram[4..6].copy_from_slice(&libc::RTM_DELNEIGH.to_ne_bytes());
+            datagram[NETLINK_HEADER_BYTES] = libc::AF_INET6 as u8;
+            datagram[NEIGHBOUR_TYPE] = kind;
+            let mut changes = Changes::default();
+            note(&datagram, false, &mut changes);
+            assert_eq!(changes, Changes { neighbours: expected, ..Changes::default() });
+        }
     }
 
     #[test]
