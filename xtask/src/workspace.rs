@@ -17,7 +17,7 @@ use crate::{
     ebpf::{self, Objects},
     packages,
     results::Results,
-    shell::{cargo, is_root, set_aside, step},
+    shell::{cargo, is_root, root, run, set_aside, step},
 };
 
 /// Which tests run, and how.
@@ -208,29 +208,66 @@ fn built_agent(build: &mut Command) -> Result<PathBuf> {
     agent.context("cargo named no executable")
 }
 
+/// The same command, which runs when nothing else wants to.
+fn giving_way(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    nice.current_dir(root());
+    nice
+}
+
 /// Runs the tests of the whole workspace. Every test binary runs, also after one has failed.
 pub fn test(options: &TestOptions) -> Result<()> {
     packages::install_missing()?;
     let next = Next::build(Profile::Test)?;
     let product = Product::build(Profile::Test)?;
-    let mut command = cargo();
-    command.args(["test", "--no-fail-fast"]);
-    match &options.package {
-        Some(package) => command.args(["--package", package]),
-        None => command.args(WORKSPACE),
+    let tests = |targets: &[&str]| {
+        let mut command = cargo();
+        command.args(["test", "--no-fail-fast"]);
+        match &options.package {
+            Some(package) => command.args(["--package", package]),
+            None => command.args(WORKSPACE),
+        };
+        command.args(targets).args(&options.filter).arg("--").args(&options.arguments);
+        let threads = options.threads.unwrap_or_else(|| 2 * thread::available_parallelism().map_or(1, usize::from));
+        command.env("RUST_TEST_THREADS", threads.to_string());
+        product.export(&mut command);
+        next.export(&mut command);
+        command
     };
-    command.args(&options.filter).arg("--").args(&options.arguments);
-    let threads = options.threads.unwrap_or_else(|| 2 * thread::available_parallelism().map_or(1, usize::from));
-    command.env("RUST_TEST_THREADS", threads.to_string());
-    product.export(&mut command);
-    next.export(&mut command);
+    let (others, units) = if options.package.is_none() && options.filter.is_none() {
+        step("building the tests", || run(&mut tests(&["--no-run"])))?;
+        (tests(&["--bins", "--test", "*"]), Some(giving_way(&tests(&["--lib"]))))
+    } else {
+        (tests(&[]), None)
+    };
     println!("==> running the tests");
     let start = Instant::now();
     let mut results = Results::default();
-    let done = each_line(&mut command, |line| {
+    let mut show = |line: &str| {
         println!("{line}");
         results.add(line);
+    };
+    // What computes runs while the others wait, and is shown after them.
+    let units = units.map(|mut units| {
+        thread::spawn(move || {
+            let mut lines = Vec::new();
+            let done = each_line(&mut units, |line| lines.push(line.to_owned()));
+            (lines, done)
+        })
     });
+    let mut done = each_line(&mut { others }, &mut show);
+    if let Some(units) = units {
+        let (lines, units_done) = units.join().expect("a thread that only reads");
+        lines.iter().for_each(|line| show(line));
+        done = done.and(units_done);
+    }
     if !results.failures.is_empty() {
         println!("==> what failed");
         results.failures.iter().for_each(|line| println!("{line}"));
