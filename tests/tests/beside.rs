@@ -1,37 +1,45 @@
 //! Privileged: makes network namespaces, loads programs into the kernel, mounts bpffs, and runs keepalived.
 //!
-//! A node that shares a segment with one that runs keepalived, whose list of VIPs is another.
+//! A node that shares a segment with others that run keepalived.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     agent::available,
     cluster::{
-        Fabric, PortState,
+        Asker, Fabric, PortState, held_by,
         team::{Kind, Team},
     },
-    lab::{UPLINK, vip},
+    lab::{UPLINK, vip, wait_until},
+    programs::PATIENCE,
 };
 use serde_json::Value;
 
 const VRID: u8 = 51;
-const NODES: usize = 2;
-/// What keepalived competes with on the first and on the second node.
-const KEEPALIVED: [u8; NODES] = [150, 100];
+/// What keepalived competes with on the first, the second and the third node.
+const KEEPALIVED: [u8; 3] = [150, 100, 50];
 
 /// How many advertisements are heard or sent while what must not happen does not.
 const ADVERTISEMENTS: u64 = 20;
 
 /// Sluice on one of two nodes, and keepalived, which has the first VIP alone, on the other.
 fn beside(name: &str, ours: usize, priority: u8, vips: u8) -> Result<Team> {
+    among(name, 2, ours, priority, vips)
+}
+
+/// The same among so many nodes.
+fn among(name: &str, nodes: usize, ours: usize, priority: u8, vips: u8) -> Result<Team> {
     // keepalived steps down without a word: that a router has its MAC still is mended by the refresh.
     let settings = format!("vrids: {VRID}, interval: 100ms, priority: {priority}, refresh: 1s");
     let group = format!("  vrrp: [{{ name: core, interface: {UPLINK}, {settings} }}]\n");
-    let mut kinds = vec![Kind::Keepalived { interval: "0.1", vrid: VRID }; NODES];
-    kinds[ours] = Kind::Sluice { announces: vec![group; NODES] };
+    let mut kinds = vec![Kind::Keepalived { interval: "0.1", vrid: VRID }; nodes];
+    kinds[ours] = Kind::Sluice { announces: vec![group; nodes] };
     let vips: Vec<IpAddr> = (1..=vips).map(|last| vip(last).v4.into()).collect();
-    Team::start(name, Fabric::Segment, NODES, &vips, Kind::Mixed(kinds))
+    Team::start(name, Fabric::Segment, nodes, &vips, Kind::Mixed(kinds))
 }
 
 /// Waits for something of the agent's only virtual router.
@@ -120,4 +128,52 @@ fn of_equal_priorities_the_greater_address_wins_against_ours() -> Result<()> {
 #[test]
 fn of_equal_priorities_the_greater_address_wins_when_it_is_ours() -> Result<()> {
     ties("tie1", 1)
+}
+
+/// Waits until one node alone answers for the VIP, for the router and for whoever asks.
+fn wait_alone(team: &Team, node: usize) -> Result<()> {
+    team.wait_answer(Some(node))?;
+    let (asker, only) = (Asker::new(&team.cluster)?, BTreeSet::from([team.cluster.mac(node)?]));
+    let address: Ipv4Addr = vip(1).v4;
+    let what = format!("node {node} alone to answer for {address}");
+    wait_until(&what, PATIENCE, || Ok((asker.ask(address)? == only).then_some(()))).map_err(|e| e.context(team.logs()))
+}
+
+/// Three routers that stop hearing each other, and hear each other again: the one with the greatest priority has the VIP
+/// then, and no other answers, whoever had it meanwhile.
+fn heals(name: &str, ours: usize, priority: u8) -> Result<()> {
+    if !available("beside") {
+        return Ok(());
+    }
+    let mut team = among(name, 3, ours, priority, 1)?;
+    team.wait_competing()?;
+    // The first is cut off from all, the router too: the next one has the VIP where it is asked for.
+    wait_alone(&team, 0)?;
+    team.cluster.set_port(0, PortState::Disabled)?;
+    wait_alone(&team, 1)?;
+    let holds = wait_state(&mut team, ours, "active");
+    holds.map_err(|error| error.context("both sides of the cut have one"))?;
+    team.cluster.set_port(0, PortState::Forwarding)?;
+    wait_alone(&team, 0)?;
+    // All hear the router and none another: all are active, until they hear each other.
+    team.cluster.set_ports(PortState::Isolated)?;
+    wait_state(&mut team, ours, "active")?;
+    let asker = Asker::new(&team.cluster)?;
+    wait_until("three to answer", PATIENCE, || Ok((asker.ask(vip(1).v4)?.len() == 3).then_some(())))?;
+    team.cluster.set_ports(PortState::Forwarding)?;
+    wait_state(&mut team, ours, if ours == 0 { "active" } else { "backup" })?;
+    wait_alone(&team, 0)?;
+    let held = held_by(team.agent(ours)?)?;
+    ensure!(held.len() == 1 && held[0].holds == (ours == 0), "{held:?}");
+    Ok(())
+}
+
+#[test]
+fn a_split_among_three_heals_where_ours_wins() -> Result<()> {
+    heals("split0", 0, 200)
+}
+
+#[test]
+fn a_split_among_three_heals_where_ours_loses() -> Result<()> {
+    heals("split1", 1, 120)
 }
