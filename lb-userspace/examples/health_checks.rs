@@ -3,7 +3,7 @@
 //! `cargo run --release --example health_checks [CHECKS]`
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -32,7 +32,7 @@ async fn main() -> std::io::Result<()> {
     let target = |number| Target { subject: Subject { address: address(number), probe: Probe::Tcp }, timing: TIMING };
     let targets: BTreeSet<Arc<Target>> = (0..count).map(|number| Arc::new(target(number))).collect();
 
-    let mut checks = Checks::start(Instant::now())?;
+    let mut checks = Checks::start(Instant::now(), HashSet::new())?;
     checks.set_targets(targets);
     let mut healthy = 0;
     let mut ticks = Vec::new();

@@ -55,7 +55,8 @@ pub fn run(pins: &Path, run_directory: &Path, tell: &mut dyn FnMut(&str)) -> Res
         }
     }
     if lock.is_some() {
-        for name in [status::SOCKET_NAME, status::SOCKET_UNREADY_NAME, super::leave::DRAINED_NAME, "lock"] {
+        let others = [status::SOCKET_NAME, status::SOCKET_UNREADY_NAME, super::leave::DRAINED_NAME];
+        for name in others.into_iter().chain(super::health::NAMES).chain(["lock"]) {
             let path = run_directory.join(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;

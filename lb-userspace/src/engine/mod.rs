@@ -341,6 +341,7 @@ impl Engine {
         self.retire();
         self.sweep_flows();
         self.note_refused();
+        self.keep_failed();
         self.shut_out();
         let unsettled = self.find_opaque()
             || self.waiting.is_some()

@@ -155,7 +155,7 @@ impl Engine {
             away: BTreeMap::new(),
             listed_to: None,
             opaque: OpaqueEndpoints::new(),
-            health: Health::new(),
+            health: Health::recalling(&begun.snapshot.run_directory),
             pending: VecDeque::new(),
             gone_traffic: BTreeMap::new(),
             gone_total: Traffic::default(),
@@ -180,6 +180,7 @@ impl Engine {
 
     /// Ends the agent, not the data plane.
     pub(super) fn stop(&mut self) {
+        self.keep_failed();
         self.stop_announcing();
         self.peers.stop();
         let _ = std::fs::remove_file(self.snapshot.run_directory.join(status::SOCKET_NAME));

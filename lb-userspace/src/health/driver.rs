@@ -1,7 +1,7 @@
 //! Asks what the machine wants to be asked, on a thread of its own, and hands its reports to the engine.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     future::pending,
     hash::{BuildHasher, Hasher},
     io,
@@ -39,20 +39,17 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// Begins, without targets. Times are counted from `started`.
-    pub fn start(started: Instant) -> io::Result<Self> {
+    /// Begins, without targets. Times are counted from `started`; `failed` had failed when an earlier agent asked.
+    pub fn start(started: Instant, failed: HashSet<Subject>) -> io::Result<Self> {
+        let mut machine = Machine::new(std::collections::hash_map::RandomState::new().build_hasher().finish());
+        machine.recall(failed);
         let (targets, wanted) = watch::channel(BTreeSet::new());
         let (refusals, refused) = mpsc::channel(REFUSALS_WAITING_MAX);
         // One: what comes meanwhile is joined.
         let (tell, reports) = mpsc::channel(1);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let driver = Driver {
-            started,
-            machine: Machine::new(std::collections::hash_map::RandomState::new().build_hasher().finish()),
-            running: JoinSet::new(),
-            aborts: HashMap::new(),
-            unreported: HashMap::new(),
-        };
+        let driver =
+            Driver { started, machine, running: JoinSet::new(), aborts: HashMap::new(), unreported: HashMap::new() };
         let run = move || {
             if let Err(error) = privileges::drop_all() {
                 warn!(%error, "the thread that checks backends keeps its capabilities");

@@ -5,7 +5,7 @@
 //! neither do those that come later. Each check keeps its place in the interval: late ones do not push the next.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -124,6 +124,9 @@ struct Entry {
     refused: bool,
 }
 
+/// The last error of what had failed before the agent started anew.
+const RECALLED: &str = "failed when the agent before this one asked";
+
 /// All checks of an agent.
 #[derive(Debug)]
 pub struct Machine {
@@ -139,6 +142,8 @@ pub struct Machine {
     next_run: u64,
     /// The place in the interval of the target that came last, in 1/2^64.
     spread: u64,
+    /// What had failed before this began.
+    recalled: HashSet<Subject>,
 }
 
 impl Machine {
@@ -155,7 +160,13 @@ impl Machine {
             next_id: 0,
             next_run: 0,
             spread: seed,
+            recalled: HashSet::new(),
         }
+    }
+
+    /// These had failed when an earlier agent asked last; of the first targets they count as failed until they have passed.
+    pub fn recall(&mut self, failed: HashSet<Subject>) {
+        self.recalled = failed;
     }
 
     /// From here on these are checked and no others. Who stays keeps everything; who only gets another timing is
@@ -163,6 +174,7 @@ impl Machine {
     pub fn set_targets(&mut self, wanted: &BTreeSet<Arc<Target>>, now: Duration) {
         let gone: Vec<TargetId> =
             self.targets.iter().filter(|(target, _)| !wanted.contains(*target)).map(|(_, id)| *id).collect();
+        let recalled = std::mem::take(&mut self.recalled);
         let mut known: HashMap<Subject, Health> = HashMap::new();
         for id in gone {
             if let Some(entry) = self.remove(id) {
@@ -170,7 +182,12 @@ impl Machine {
             }
         }
         for target in wanted.iter().filter(|target| !self.targets.contains_key(*target)).collect::<Vec<_>>() {
-            let unknown = Health { state: State::Unknown { failures: 0 }, since: now, last_error: None };
+            let unknown = if recalled.contains(&target.subject) {
+                let why = Some(RECALLED.to_owned());
+                Health { state: State::Unhealthy { passes: 0 }, since: now, last_error: why }
+            } else {
+                Health { state: State::Unknown { failures: 0 }, since: now, last_error: None }
+            };
             let health = known.get(&target.subject).cloned().map_or(unknown, |health| Health {
                 // Other numbers decide from here on.
                 state: match health.state {

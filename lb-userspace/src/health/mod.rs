@@ -4,7 +4,7 @@
 //! so that nothing the engine does at length makes a pod look dead. The engine lets failed backends drain.
 //!
 //! A check is a bypass like any connection of the node to a pod: `sluice_bypass` records it, and the return programs
-//! leave its replies alone. Nothing is remembered over a restart: what is unknown counts as healthy.
+//! leave its replies alone. What is unknown counts as healthy. What had failed before a restart counts as failed until it passes.
 
 pub mod driver;
 pub mod machine;

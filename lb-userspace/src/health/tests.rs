@@ -223,6 +223,22 @@ fn a_target_that_goes_takes_its_check_along() {
 }
 
 #[test]
+fn what_had_failed_before_a_restart_must_pass_as_often_as_ever() {
+    let (one, other) = (tcp(1), tcp(2));
+    let mut bench = Bench { machine: Machine::new(0), now: Duration::ZERO };
+    bench.machine.recall([one.subject.clone(), tcp(3).subject.clone()].into());
+    bench.set(&[&one, &other]);
+    assert_eq!(bench.verdicts(), [Verdict::Unhealthy], "the other is not known");
+    bench.set(&[&one]);
+    bench.check(Outcome::Passed);
+    assert_eq!(bench.verdicts(), []);
+    bench.check(Outcome::Passed);
+    assert_eq!(bench.verdicts(), [Verdict::Healthy]);
+    bench.set(&[&tcp(3)]);
+    assert_eq!(bench.verdicts(), [], "only of the first targets");
+}
+
+#[test]
 fn another_timing_forgets_nothing_and_a_return_does() {
     let slow = tcp(1);
     let quick = Arc::new(Target { timing: Timing { interval: TIMEOUT, ..TIMING }, ..(*slow).clone() });

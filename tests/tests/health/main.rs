@@ -120,7 +120,8 @@ fn a_pod_that_stops_listening_gets_no_new_connections_and_keeps_its_sessions() -
     let (mut one, two) = (start(0)?, start(1)?);
     let service = Checked::tcp(1, POD_PORT, "{ type: tcp, interval: 400ms, timeout: 400ms, rise: 2, fall: 2 }");
     let target = service.target(Family::V4);
-    let agent = Agent::start_with(&lab, &yaml(&lab, Family::V4, &[service]))?;
+    let yaml = yaml(&lab, Family::V4, &[service]);
+    let agent = Agent::start_with(&lab, &yaml)?;
     wait_states(&agent, 1, ["healthy"; 2], [true; 2])?;
     let mut sessions = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -147,6 +148,13 @@ fn a_pod_that_stops_listening_gets_no_new_connections_and_keeps_its_sessions() -
     }
     let table = agent.status_table()?;
     ensure!(table.contains("unhealthy") && table.contains("health check failed for"), "{table}");
+
+    // An agent that starts anew knows it before it has asked.
+    agent.end()?;
+    let agent = Agent::start_with(&lab, &yaml)?;
+    let known = service_of(&agent.status()?, 1).context("the service")?.clone();
+    ensure!(known["backends"][0]["health"]["state"] == "unhealthy", "{known:#}");
+    ensure!(answering(&lab, target)? == names(&["pod2"]));
 
     one = start(0)?;
     wait_states(&agent, 1, ["healthy"; 2], [true; 2])?;
