@@ -76,7 +76,10 @@ fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reac
     let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
     let mut agent = Agent::start_with(&lab, &yaml(&lab, &Family::BOTH, true, &always))?;
     let mac = mac_of_the_uplink(&lab)?;
-    let held = |status: &Value| (against(status, vip(1).v4.into())?.is_empty()).then_some(());
+    let held = |status: &Value| {
+        let all: Option<Vec<_>> = Family::BOTH.iter().map(|family| against(status, vip(1).of(*family))).collect();
+        all?.iter().all(Vec::is_empty).then_some(())
+    };
     agent.wait_status("both VIPs to be announced", held)?;
     forget_neighbors(&lab)?;
     for family in Family::BOTH {
@@ -85,6 +88,27 @@ fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reac
         let seen = neighbor(&lab.router, ROUTER_END, vip(1).of(family))?;
         ensure!(seen.as_ref() == Some(&mac), "{family:?}: the router has {seen:?} for the VIP, the uplink is {mac}");
         ensure!(lab.router.run(|| is_reached(vip(1).of(family))), "{family:?}: nothing answers the router");
+    }
+
+    // Nor while all of its pods fail their health checks, unless the configuration wants it kept here.
+    let always_kept = format!("{{ whenUnhealthy: announce, always: [{{ interface: {UPLINK} }}] }}");
+    let failing = |announce: &str| {
+        let yaml = yaml(&lab, &Family::BOTH, true, announce);
+        let check = format!("{{ type: tcp, port: {}, interval: 400ms, timeout: 200ms, fall: 2 }}", POD_PORT + 1);
+        yaml.replace("    rung: auto\n", &format!("    rung: auto\n    healthCheck: {check}\n"))
+    };
+    agent.reload(&failing(&always))?;
+    agent.wait_status("both VIPs to be withheld as unhealthy", |status| {
+        let of = |family| against(status, vip(1).of(family));
+        (of(Family::V4)? == ["unhealthy"] && of(Family::V6)? == ["unhealthy"]).then_some(())
+    })?;
+    forget_neighbors(&lab)?;
+    ensure!(!lab.router.run(|| is_reached(vip(1).v4.into())), "who is unhealthy answers for a VIP");
+    agent.reload(&failing(&always_kept))?;
+    agent.wait_status("both VIPs to be announced although they are unhealthy", held)?;
+    forget_neighbors(&lab)?;
+    for family in Family::BOTH {
+        Conversation::open(&lab.element, target(family), &listener)?.exchange(Speaker::Pod)?;
     }
 
     // Nobody answers for it without a backend, and the status says why: neither this node, which may have it on an interface

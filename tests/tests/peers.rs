@@ -119,12 +119,16 @@ fn a_router_learns_vips_while_a_backend_can_be_reached() -> Result<()> {
         return Ok(());
     }
     let lab = lab("learns")?;
-    let bird = router(&lab, "tor", "", "")?;
+    let bird = router(&lab, "tor", "ttl security on;", "")?;
     let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
-    let peer = ", communities: ['64512:100'], largeCommunities: ['64512:1:2'], med: 7";
+    let peer = ", gtsm: 1, communities: ['64512:100'], largeCommunities: ['64512:1:2'], med: 7, linkBandwidth: 125000000, \
+         linkBandwidthType: transitive";
     let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp(peer)))?;
     let routes = wait_routes(&bird, 2)?;
-    for words in ["(64512,100)", "(64512, 1, 2)", "BGP.med: 7", "BGP.as_path: 64512"] {
+    // Of the link bandwidth the type is 4, the AS 64512, and the last number 125,000,000 as a floating point one has it.
+    for words in
+        ["(64512,100)", "(64512, 1, 2)", "BGP.med: 7", "BGP.as_path: 64512", "(unknown 0x4, 64512, 1290693416)"]
+    {
         ensure!(routes.contains(words), "{words} is not in\n{routes}");
     }
     wait_state(&agent, "established")?;
@@ -186,15 +190,16 @@ fn a_drained_node_marks_its_routes_then_withdraws_them_then_ends_the_session() -
     check_nothing_left(&lab)
 }
 
-#[test]
-fn a_hung_agent_is_missed_by_bfd() -> Result<()> {
+/// `more` of the agent's peer, `lines` of the router's, and `kind` of session in the router's BFD.
+fn hangs(name: &str, more: &str, lines: &str, kind: &str) -> Result<()> {
     if !available("peers") {
         return Ok(());
     }
-    let lab = lab("hung")?;
-    let bird = router(&lab, "tor", "bfd on;", "protocol bfd { interface \"*\" { interval 100 ms; multiplier 3; }; }")?;
+    let lab = lab(name)?;
+    let pace = format!("protocol bfd {{ {kind} {{ interval 100 ms; multiplier 3; }}; }}");
+    let bird = router(&lab, "tor", &format!("bfd on; {lines}"), &pace)?;
     let _listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
-    let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp(", bfd: fast")))?;
+    let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp(&format!(", bfd: fast{more}"))))?;
     wait_routes(&bird, 2)?;
     agent.wait_status("BFD to be up", |status| (status["announce"]["bfd"][0]["state"] == "up").then_some(()))?;
     // Longer than any detection time, far shorter than the hold time.
@@ -210,6 +215,16 @@ fn a_hung_agent_is_missed_by_bfd() -> Result<()> {
     })?;
     agent.stop()?;
     check_nothing_left(&lab)
+}
+
+#[test]
+fn a_hung_agent_is_missed_by_bfd() -> Result<()> {
+    hangs("hung", "", "", "interface \"*\"")
+}
+
+#[test]
+fn a_hung_agent_is_missed_by_multihop_bfd() -> Result<()> {
+    hangs("far", ", multihop: 3", "multihop 3;", "multihop")
 }
 
 /// Frames that the router has sent towards the node.
@@ -425,12 +440,17 @@ fn a_password_stands_in_a_file_and_nowhere_else() -> Result<()> {
     let file = lab.directory().join("tor.password");
     let announce = bgp(&format!(", passwordFile: {}", file.display()));
     let refusal = Agent::refusal(&lab, &yaml(&lab, true, &announce), |command| command)?;
-    ensure!(refusal.contains("BGP peer tor: the password in") && refusal.contains("No such file"), "{refusal}");
+    for part in ["line ", ": BGP peer tor: the password in", "No such file"] {
+        ensure!(refusal.contains(part), "{refusal}");
+    }
     fs::write(&file, format!("not {SECRET}\n"))?;
     let mut agent = Agent::start_with(&lab, &yaml(&lab, true, &announce))?;
     agent.wait_status("the passwords to differ", |status| {
         let problems = status["announce"]["bgp"][0]["problems"].as_array()?;
         problems.iter().any(|problem| problem.as_str().is_some_and(|text| text.contains("MD5"))).then_some(())
+    })?;
+    agent.wait_status("a reason at the VIP", |status| {
+        (against(status, vip(Family::V4))? == ["no_session"]).then_some(())
     })?;
     fs::write(&file, "x".repeat(81))?;
     agent.hangup()?;

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::vrrp::Vrid;
+use super::{vrrp::Vrid, wanted::RouterKey};
 use crate::{
     model::announce::Prefix,
     net::{InterfaceIndex, links::Mac},
@@ -54,6 +54,8 @@ pub struct VipFacts {
     /// Backends that packets reach from here and that take new connections. Until there is delivery between nodes, those
     /// of this node.
     pub reachable: usize,
+    /// Backends whose pods can be reached from here, but whose health checks fail.
+    pub unhealthy: usize,
     /// It was lost too often lately, and has not been well for long enough.
     pub is_held_down: bool,
 }
@@ -130,6 +132,15 @@ impl Means {
         }
     }
 
+    /// Whether it is this virtual router; of its family are its VIPs.
+    #[must_use]
+    pub(super) fn is_of(&self, key: &RouterKey) -> bool {
+        match self {
+            Self::Vrrp { interface, vrid, .. } => *interface == key.interface && *vrid == key.vrid,
+            Self::Always { .. } | Self::Bgp { .. } => false,
+        }
+    }
+
     /// From when on a leaving node does not announce: routes are marked before they go.
     const fn ends_with(&self) -> Leaving {
         match self {
@@ -174,6 +185,16 @@ pub enum Decision {
     Withhold(BTreeSet<Reason>),
 }
 
+impl Decision {
+    /// This too is against it.
+    pub(super) fn add(&mut self, reason: Reason) {
+        match self {
+            Self::Announce => *self = Self::Withhold([reason].into()),
+            Self::Withhold(reasons) => drop(reasons.insert(reason)),
+        }
+    }
+}
+
 /// Why a VIP is not announced.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase", tag = "reason")]
@@ -184,6 +205,8 @@ pub enum Reason {
     NoBackends,
     /// None of its backends can be reached from this node.
     NoReachableBackend,
+    /// All that can be reached fail their health checks.
+    Unhealthy,
     /// An interface is not there.
     NoInterface {
         /// Which.
@@ -208,6 +231,11 @@ pub enum Reason {
     Version,
     /// The virtual router that has it has more than one can carry.
     TooManyVips,
+    /// The interface does not take frames to the virtual router's MAC.
+    MacRefused {
+        /// Which.
+        interface: String,
+    },
     /// The interface has no address that advertisements can come from: of IPv4, or link-local of IPv6.
     NoAddress {
         /// Which.
@@ -240,12 +268,14 @@ impl Reason {
             Self::NotInstalled => "not_installed",
             Self::NoBackends => "no_backends",
             Self::NoReachableBackend => "no_reachable_backend",
+            Self::Unhealthy => "unhealthy",
             Self::NoInterface { .. } => "no_interface",
             Self::InterfaceDown { .. } => "interface_down",
             Self::NoProgram { .. } => "no_program",
             Self::Vlan { .. } => "vlan",
             Self::Version => "version",
             Self::TooManyVips => "too_many_vips",
+            Self::MacRefused { .. } => "mac_refused",
             Self::NoAddress { .. } => "no_address",
             Self::NotSelected => "not_selected",
             Self::Family => "family",
@@ -264,12 +294,16 @@ impl fmt::Display for Reason {
             Self::NotInstalled => f.write_str("the maps do not have it yet"),
             Self::NoBackends => f.write_str("its services have no backends"),
             Self::NoReachableBackend => f.write_str("none of its backends can be reached from this node"),
+            Self::Unhealthy => f.write_str("all of its backends on this node fail their health checks"),
             Self::NoInterface { interface } => write!(f, "there is no interface {interface}"),
             Self::InterfaceDown { interface } => write!(f, "{interface} is down"),
             Self::NoProgram { interface } => write!(f, "no program is attached to {interface}"),
             Self::Vlan { interface } => write!(f, "{interface} is a VLAN, on which nothing is announced yet"),
             Self::Version => f.write_str("version 2 of VRRP is for IPv4 alone"),
             Self::TooManyVips => f.write_str("its virtual router has too many VIPs: write more vrids"),
+            Self::MacRefused { interface } => {
+                write!(f, "{interface} does not take frames to the MAC of its virtual router: the log says why")
+            }
             Self::NoAddress { interface } => write!(f, "{interface} has no address that advertisements can come from"),
             Self::NotSelected => f.write_str("the configuration does not want it announced there"),
             Self::Family => f.write_str("its address family is not announced there"),
@@ -299,7 +333,8 @@ pub fn decide(facts: &Facts, vip: IpAddr, means: &Means, scope: Scope) -> Decisi
     check(known.is_installed, Reason::NotInstalled);
     check(known.has_backends, Reason::NoBackends);
     // Without any there is none to be reached: one reason is enough.
-    check(known.reachable != 0 || !known.has_backends, Reason::NoReachableBackend);
+    check(known.reachable + known.unhealthy != 0 || !known.has_backends, Reason::NoReachableBackend);
+    check(known.reachable != 0 || known.unhealthy == 0, Reason::Unhealthy);
     for interface in means.interface().into_iter().chain(means.tracked().iter().map(String::as_str)) {
         let named = || interface.to_owned();
         match facts.interfaces.get(interface) {
@@ -352,7 +387,7 @@ mod tests {
         let addresses = ["192.0.2.1", "2001:db8::1", "fe80::1"].map(|text| text.parse().unwrap()).to_vec();
         let interface =
             InterfaceFacts { index: 2, is_running: true, attached: vec![2], addresses, ..InterfaceFacts::default() };
-        let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, is_held_down: false };
+        let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, ..VipFacts::default() };
         Facts {
             vips: [VIP, "2001:db8:1::1"].map(|text| (text.parse().unwrap(), vip)).into(),
             interfaces: ["eth0", "eth1"].map(|name| (name.to_owned(), interface.clone())).into(),
@@ -397,9 +432,11 @@ mod tests {
         fn interface<'a>(facts: &'a mut Facts, name: &str) -> &'a mut InterfaceFacts {
             facts.interfaces.get_mut(name).unwrap()
         }
-        let changes: [Change; 14] = [
+        let changes: [Change; 16] = [
             (|facts| vip(facts).is_installed = false, [&["not_installed"]; 3]),
             (|facts| vip(facts).reachable = 0, [&["no_reachable_backend"]; 3]),
+            (|facts| (vip(facts).reachable, vip(facts).unhealthy) = (0, 2), [&["unhealthy"]; 3]),
+            (|facts| vip(facts).unhealthy = 2, [&[]; 3]),
             (|facts| *vip(facts) = VipFacts { is_installed: true, ..VipFacts::default() }, [&["no_backends"]; 3]),
             (|facts| interface(facts, "eth0").is_running = false, [&["interface_down"], &["interface_down"], &[]]),
             (|facts| interface(facts, "eth0").attached.clear(), [&["no_program"], &["no_program"], &[]]),

@@ -15,6 +15,7 @@ use super::{
         machine::{Peers, Preemption, Settings, VIPS_MAX, Vips},
         spread::{self, Eligibility},
     },
+    warnings::SharedFates,
 };
 use crate::{
     model::{
@@ -37,6 +38,8 @@ pub struct Wanted {
     pub routes: BTreeMap<String, BTreeMap<Prefix, Route>>,
     /// For each VIP, what was decided of each means.
     pub decisions: BTreeMap<IpAddr, Vec<(Means, Decision)>>,
+    /// VIPs that this node serves, whose virtual routers have others that it cannot serve.
+    pub shared_fates: SharedFates,
 }
 
 /// An interface as the driver needs it.
@@ -124,8 +127,14 @@ impl Wanted {
         };
         let silent: Vec<RouterKey> = self.routers.iter().filter(is_refused).map(|(key, _)| key.clone()).collect();
         for key in silent {
-            if let Some(router) = self.routers.get_mut(&key) {
-                router.settings.priority = None;
+            let Some(router) = self.routers.get_mut(&key) else { continue };
+            router.settings.priority = None;
+            for vip in router.settings.vips.all() {
+                for (means, decision) in self.decisions.get_mut(vip).into_iter().flatten() {
+                    if means.is_of(&key) {
+                        decision.add(Reason::MacRefused { interface: key.interface.clone() });
+                    }
+                }
             }
         }
     }
@@ -193,18 +202,22 @@ impl Wanted {
                 if no_family { Some(Reason::Version) } else { (share.len() > VIPS_MAX).then_some(Reason::TooManyVips) };
             if let Some(reason) = refused {
                 for vip in share {
-                    let decision = Decision::Withhold([reason.clone()].into());
+                    let mut decision = decide(facts, vip, &means, Scope::ALL);
+                    decision.add(reason.clone());
                     self.decisions.entry(vip).or_default().push((means.clone(), decision));
                 }
                 continue;
             }
-            let (mut held, mut withheld) = (Vec::new(), BTreeSet::new());
+            let (mut held, mut withheld, mut is_split) = (Vec::new(), BTreeSet::new(), false);
             for vip in &share {
                 let has_backends = facts.vips.get(vip).is_some_and(|vip| vip.has_backends);
                 // What a node hands over it serves until then.
                 let holds = match self.decide(*vip, means.clone(), Scope::ALL, facts) {
                     Decision::Announce => true,
-                    Decision::Withhold(reasons) => reasons.iter().all(|reason| *reason == Reason::Draining),
+                    Decision::Withhold(reasons) => {
+                        is_split |= reasons == [Reason::NoReachableBackend].into();
+                        reasons.iter().all(|reason| *reason == Reason::Draining)
+                    }
                 };
                 if !holds {
                     withheld.insert(*vip);
@@ -218,6 +231,11 @@ impl Wanted {
                 (all, some) if some < all => Eligibility::Partial,
                 _ => Eligibility::Full,
             };
+            if eligibility == Eligibility::Partial && is_split {
+                for vip in share.iter().filter(|vip| !withheld.contains(*vip)) {
+                    self.shared_fates.entry(*vip).or_default().insert((group.name.clone(), vrid));
+                }
+            }
             let rank = spread::rank(&announce.node, vrid, &nodes).unwrap_or(nodes.len());
             let address = facts.interfaces.get(&group.interface).and_then(|facts| facts.source(share[0]));
             if let Some(settings) = settings(group, vrid, family, share, address, priority(group, rank, eligibility)) {

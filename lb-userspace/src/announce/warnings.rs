@@ -1,11 +1,18 @@
 //! What looks wrong about a VIP and does not keep it from being announced. Pure.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use serde::Serialize;
 
-use super::eligibility::Facts;
+use super::{eligibility::Facts, vrrp::Vrid};
 use crate::model::announce::Announce;
+
+/// For each VIP the virtual routers that share one fate among more than this node can serve.
+pub type SharedFates = BTreeMap<IpAddr, BTreeSet<(String, Vrid)>>;
 
 /// Something to look at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -21,6 +28,13 @@ pub enum Warning {
         /// Which.
         interface: String,
     },
+    /// Where this node holds the virtual router, others of its VIPs are dark; where another does, this one may be.
+    SharedFate {
+        /// Its group.
+        group: String,
+        /// The virtual router.
+        vrid: Vrid,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -35,13 +49,18 @@ impl fmt::Display for Warning {
                 "this host has it on {interface}: what the data plane does not take, the host answers itself; unless \
                  kube-proxy has put it there, take it away"
             ),
+            Self::SharedFate { group, vrid } => write!(
+                f,
+                "its virtual router {vrid} of {group} has other VIPs, which this node cannot serve, and one node has all of them: give VIPs whose backends \
+                 are on other nodes a group with vrids of its own"
+            ),
         }
     }
 }
 
 /// What is to be looked at of a VIP.
 #[must_use]
-pub fn warnings(announce: &Announce, vip: IpAddr, facts: &Facts) -> BTreeSet<Warning> {
+pub fn warnings(announce: &Announce, vip: IpAddr, facts: &Facts, fates: &SharedFates) -> BTreeSet<Warning> {
     let always = announce.always.iter().map(|always| (&always.interface, &always.vips));
     let groups = announce.vrrp.iter().map(|group| (&group.interface, &group.vips));
     let outside = always.chain(groups).filter(|(_, vips)| vips.contains(vip)).filter_map(|(interface, _)| {
@@ -50,7 +69,12 @@ pub fn warnings(announce: &Announce, vip: IpAddr, facts: &Facts) -> BTreeSet<War
         (!is_inside).then(|| Warning::OutsidePrefixes { interface: interface.clone() })
     });
     let here = facts.own.get(&vip).map(|interface| Warning::OnThisHost { interface: interface.clone() });
-    outside.chain(here).collect()
+    let shared = fates
+        .get(&vip)
+        .into_iter()
+        .flatten()
+        .map(|(group, vrid)| Warning::SharedFate { group: group.clone(), vrid: *vrid });
+    outside.chain(here).chain(shared).collect()
 }
 
 #[cfg(test)]
@@ -74,10 +98,12 @@ mod tests {
         };
         let always = Always { interface: "eth0".to_owned(), vips: Selection::default() };
         let announce = Announce { always: vec![always], ..Announce::default() };
-        let of = |vip| warnings(&announce, vip, &facts).into_iter().collect::<Vec<_>>();
-        assert_eq!(of(inside), []);
+        let vrid = Vrid::new(51).unwrap();
+        let fates = [(inside, [("core".to_owned(), vrid)].into())].into();
+        let of = |vip| warnings(&announce, vip, &facts, &fates).into_iter().collect::<Vec<_>>();
+        assert_eq!(of(inside), [Warning::SharedFate { group: "core".to_owned(), vrid }]);
         assert_eq!(of(outside), [Warning::OutsidePrefixes { interface: "eth0".to_owned() }]);
         assert_eq!(of(own), [Warning::OnThisHost { interface: "kube-ipvs0".to_owned() }]);
-        assert_eq!(warnings(&Announce::default(), outside, &facts), BTreeSet::new());
+        assert_eq!(warnings(&Announce::default(), outside, &facts, &fates), BTreeSet::new());
     }
 }

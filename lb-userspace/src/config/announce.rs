@@ -13,7 +13,7 @@ use super::{
 };
 use crate::model::{
     Uplink,
-    announce::{Always, Announce, Prefix, Selection, VrrpGroup, VrrpVersion},
+    announce::{Always, Announce, Prefix, Selection, VrrpGroup, VrrpVersion, WhenUnhealthy},
 };
 
 /// Bytes of a node's or group's name: those of a Kubernetes object.
@@ -31,6 +31,8 @@ pub(super) const TRACKED_MAX: usize = 16;
 /// 0 says that a router stops, and 255 that it owns the addresses, which nobody does (RFC 9568, 5.2.4).
 pub(super) const PRIORITIES: RangeInclusive<u32> = 1..=254;
 
+pub(super) const UNHEALTHY: [(&str, WhenUnhealthy); 2] =
+    [("withdraw", WhenUnhealthy::Withdraw), ("announce", WhenUnhealthy::Announce)];
 pub(super) const VERSIONS: [(&str, VrrpVersion); 2] = [("3", VrrpVersion::V3), ("2", VrrpVersion::V2)];
 
 /// What an interval of version 3 can say in twelve bits of hundredths (RFC 9568, 5.2.7); 4,095 of them.
@@ -60,12 +62,14 @@ pub(super) fn announce(
     let Some(raw) = raw else { return Announce::default() };
     let (node, nodes) = nodes(&raw.value, problems);
     let mut reader = Reader { uplinks, nodes: &nodes, problems, names: HashMap::new(), vrids: HashMap::new() };
+    let when_unhealthy = raw.value.when_unhealthy.as_ref().map(|raw| raw.choice("whenUnhealthy", &UNHEALTHY));
+    let when_unhealthy = when_unhealthy.and_then(|read| reader.taken(read)).unwrap_or_default();
     let always = reader.list(raw.value.always.as_ref(), "always", Reader::always);
     let vrrp = reader.list(raw.value.vrrp.as_ref(), "vrrp", Reader::vrrp);
     reader.names.clear();
     let profiles = reader.list(raw.value.bfd.as_ref(), "bfd", Reader::profile);
     let bgp = raw.value.bgp.as_ref().and_then(|raw| reader.bgp(raw, &profiles));
-    Announce { node, nodes, always, vrrp, bgp }
+    Announce { node, nodes, when_unhealthy, always, vrrp, bgp }
 }
 
 fn nodes(raw: &RawAnnounce, problems: &mut Vec<Problem>) -> (String, Vec<String>) {

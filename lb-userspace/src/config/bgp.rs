@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     num::{NonZeroU8, NonZeroU16},
     ops::RangeInclusive,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -16,7 +15,10 @@ use super::{
     announce::{Reader, name, prefix},
     observation::PATH_BYTES_MAX,
     problem::{Position, Problem},
-    raw::bgp::{RawBfd, RawBgp, RawPeer},
+    raw::{
+        announce::RawAnnounce,
+        bgp::{RawBfd, RawBgp, RawPeer},
+    },
     scalar::{Scalar, position, quote},
     validate::{bounded, interface_name, missing, repeated},
 };
@@ -29,7 +31,7 @@ use crate::{
             values::{AsNumber, Family, HoldTime, Identifier, Prefix, RESTART_SECONDS_MAX, RestartTime},
         },
     },
-    model::bgp::{BfdProfile, Bgp, BgpPeer, Distance, NodeSelection, PeerPlace, StopMode},
+    model::bgp::{BfdProfile, Bgp, BgpPeer, Distance, NodeSelection, PasswordFile, PeerPlace, StopMode},
 };
 
 /// Peers of one node: the routers of its rack, many times over.
@@ -138,7 +140,7 @@ impl Reader<'_> {
         let source = source.flatten();
         if let Some(at) = &at {
             let scalar = raw.address.as_ref().or(raw.interface.as_ref()).expect("it says where the peer is");
-            if let Some(first) = places.insert((at.clone(), source), scalar.position) {
+            if let Some(first) = places.insert((reached(at), source), scalar.position) {
                 self.problems.push(repeated(scalar, "peer", first));
             }
             self.of_one_family(at, raw.source.as_ref(), source);
@@ -157,7 +159,7 @@ impl Reader<'_> {
         let bfd = self.bfd_of(raw.bfd.as_ref(), profiles);
         if let (Some(scalar), Some(at)) = (&raw.bfd, &at)
             && distance.is_some_and(Distance::is_direct)
-            && let Some(first) = watched.insert(at.clone(), scalar.position)
+            && let Some(first) = watched.insert(reached(at), scalar.position)
         {
             let what = format!("BFD already watches a peer there, in line {}", first.line);
             self.problems
@@ -407,6 +409,31 @@ fn identifier(raw: &Scalar) -> Result<Identifier, Problem> {
     })
 }
 
+/// Addresses that this host must have, because sessions of its peers come from them, each with its place. What is no address
+/// is told of elsewhere.
+pub(super) fn own_addresses(raw: Option<&Spanned<RawAnnounce>>) -> Vec<(IpAddr, Position)> {
+    let Some(raw) = raw else { return Vec::new() };
+    let node = raw.value.node.as_ref().map(|node| &node.text);
+    let is_here = |peer: &&RawPeer| match (&peer.nodes, node) {
+        (Some(nodes), Some(node)) => nodes.value.iter().any(|name| name.text == *node),
+        (Some(_), None) | (None, _) => true,
+    };
+    let peers = raw.value.bgp.as_ref().and_then(|bgp| bgp.value.peers.as_ref());
+    let here = peers.into_iter().flat_map(|peers| &peers.value).map(|peer| &peer.value).filter(is_here);
+    let sources = here.filter_map(|peer| peer.source.as_ref());
+    sources.filter_map(|raw| Some((raw.text.parse().ok()?, raw.position))).collect()
+}
+
+/// Where a peer is, however it is written: an address that is not link-local is the same one by any interface.
+fn reached(at: &PeerPlace) -> PeerPlace {
+    match at {
+        PeerPlace::Address { address, .. } if !is_link_local(*address) => {
+            PeerPlace::Address { address: *address, interface: None }
+        }
+        PeerPlace::Address { .. } | PeerPlace::Interface(_) => at.clone(),
+    }
+}
+
 /// An address of a router, which may be link-local.
 fn address(role: &str, raw: &Scalar) -> Result<IpAddr, Problem> {
     match raw.text.parse::<IpAddr>() {
@@ -436,8 +463,9 @@ fn seconds(raw: &Scalar, time: Duration) -> Result<u16, Problem> {
     whole.ok_or_else(|| raw.problem(format!("{} is not in whole seconds", quote(&raw.text)), "write whole seconds"))
 }
 
-fn password_file(raw: &Scalar) -> Result<PathBuf, Problem> {
-    raw.directory("passwordFile", PATH_BYTES_MAX, "Linux takes no longer one")
+fn password_file(raw: &Scalar) -> Result<PasswordFile, Problem> {
+    let path = raw.directory("passwordFile", PATH_BYTES_MAX, "Linux takes no longer one")?;
+    Ok(PasswordFile { path, line: raw.position.line })
 }
 
 fn aggregate(raw: &Scalar) -> Result<Prefix, Problem> {

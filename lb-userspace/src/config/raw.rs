@@ -49,7 +49,8 @@ pub(super) struct RawConfig {
         extend("default" = PIN_DIRECTORY_DEFAULT)
     )]
     pub pin_directory: Option<Scalar>,
-    /// Lock file and status socket, whose path has at most 107 bytes; no `..`.
+    /// Lock file, status socket, whose path has at most 107 bytes, and what outlives the agent: that the node is drained, and what fails
+    /// its health checks; no `..`.
     #[schemars(
         with = "Option<PathName>",
         length(max = RUN_DIRECTORY_BYTES_MAX),

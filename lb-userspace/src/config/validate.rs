@@ -9,7 +9,7 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
-    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, announce, capacity, observation,
+    PIN_DIRECTORY_DEFAULT, RUN_DIRECTORY_DEFAULT, announce, bgp, capacity, observation,
     problem::{Position, Problem},
     raw::{RawConfig, RawNode, RawUplink},
     scalar::{Scalar, position, quote},
@@ -64,7 +64,8 @@ pub(super) fn validate(raw: &RawConfig) -> Result<Snapshot, Vec<Problem>> {
             Vec::new()
         }
         Some(raw_services) => {
-            let services = Services::read(raw_services, &nodes, &mut problems);
+            let own: Vec<_> = nodes.iter().copied().chain(bgp::own_addresses(raw.announce.as_ref())).collect();
+            let services = Services::read(raw_services, &own, &mut problems);
             // Against a default in place of a wrong capacity, this would only be noise.
             if capacities_known && let Some(first) = raw_services.first() {
                 let place = position(&first.referenced);

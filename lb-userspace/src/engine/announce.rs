@@ -1,9 +1,10 @@
 //! What is announced: from the snapshot and what is in force to the thread that announces, and from that to the status.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,19 +19,31 @@ use tracing::warn;
 use super::{Engine, peers::Secrets, virtual_macs::LetIn};
 use crate::{
     announce::{
-        bgp::{damping::Damping, machine::State},
+        bgp::{
+            self,
+            damping::Damping,
+            machine::{NotAnnounced, State},
+        },
         driver::{Announcer, Answers, Opened, Report, RouterReport, boot_time},
         eligibility::{Decision, Facts, InterfaceFacts, Means, Reason, VipFacts},
         vrrp::{Family, Version},
         wanted::wanted,
-        warnings::{Warning, warnings},
+        warnings::{SharedFates, Warning, warnings},
     },
     dataplane::holders::Holders,
-    model::{Announce, announce::Prefix},
+    health::{Target, targets::target},
+    model::{
+        Announce, Backend, Service,
+        announce::{Prefix, WhenUnhealthy},
+    },
     net::links::{Link, LinkKind, Links, mac_text},
-    plan::planner::VipKey,
+    plan::{
+        planner::{EndpointKey, VipKey},
+        service::InstalledBackend,
+    },
     status::{
-        AgainstStatus, AlarmStatus, AnnounceStatus, ConflictStatus, HeardStatus, MeansStatus, RouterStatus, VipStatus,
+        AgainstStatus, AlarmStatus, AnnounceStatus, BackendState, ConflictStatus, HeardStatus, MeansStatus,
+        RouterStatus, VipStatus,
     },
 };
 
@@ -203,11 +216,14 @@ impl Engine {
         let facts = self.facts(links);
         let vips: BTreeSet<IpAddr> = facts.vips.keys().copied().collect();
         let mut wanted = wanted(&self.snapshot.announce, &vips, &facts);
-        self.announcing.decisions = std::mem::take(&mut wanted.decisions);
-        self.warn_of(&vips, &facts);
+        // Who is being looked for will be there.
+        let is_pending = self.findings.values().any(|finding| finding.state == BackendState::Pending);
+        let fates = if is_pending { SharedFates::new() } else { std::mem::take(&mut wanted.shared_fates) };
+        self.warn_of(&vips, &facts, &fates);
         let routes = std::mem::take(&mut wanted.routes);
         let failed = self.let_in(wanted.virtual_macs());
         wanted.silence(&failed);
+        self.announcing.decisions = std::mem::take(&mut wanted.decisions);
         if let Ok(announcer) = &self.announcing.announcer {
             announcer.want(wanted);
         }
@@ -216,9 +232,9 @@ impl Engine {
     }
 
     /// Notes what looks wrong, and says what is new of it.
-    fn warn_of(&mut self, vips: &BTreeSet<IpAddr>, facts: &Facts) {
+    fn warn_of(&mut self, vips: &BTreeSet<IpAddr>, facts: &Facts, fates: &SharedFates) {
         let announce = &self.snapshot.announce;
-        let found = vips.iter().map(|vip| (*vip, warnings(announce, *vip, facts)));
+        let found = vips.iter().map(|vip| (*vip, warnings(announce, *vip, facts, fates)));
         let found: BTreeMap<IpAddr, BTreeSet<Warning>> = found.filter(|(_, warnings)| !warnings.is_empty()).collect();
         let before = std::mem::replace(&mut self.announcing.warnings, found);
         let known = |vip: &IpAddr, warning: &Warning| before.get(vip).is_some_and(|known| known.contains(warning));
@@ -281,6 +297,8 @@ impl Engine {
     }
 
     fn vip_facts(&self) -> BTreeMap<IpAddr, VipFacts> {
+        let addresses = self.health.failed().iter().map(|target| target.subject.address).collect();
+        let withdraws = self.snapshot.announce.when_unhealthy == WhenUnhealthy::Withdraw;
         let mut vips: BTreeMap<IpAddr, VipFacts> = BTreeMap::new();
         for service in &self.snapshot.services {
             let facts = vips.entry(service.vip).or_default();
@@ -288,11 +306,19 @@ impl Engine {
             facts.has_backends |= !service.backends.is_empty();
             let key = VipKey::new(service.vip, service.protocol, service.port);
             let backends = self.planner.services().get(&key).into_iter().flat_map(|service| &service.backends);
-            let is_reachable = |backend: &&_| {
-                let crate::plan::service::InstalledBackend { value, weight, drain, .. } = backend;
-                value.rung != rung::NONE && *weight != 0 && !drain
-            };
-            facts.reachable += backends.filter(is_reachable).count();
+            let failing = failing(service, self.health.failed(), &addresses);
+            for InstalledBackend { endpoint, value, weight, drain, .. } in backends {
+                if value.rung == rung::NONE || *weight == 0 {
+                    continue;
+                }
+                match (failing.contains(endpoint), drain) {
+                    // Where all fail none of them drains, and packets go to all.
+                    (true, false) if !withdraws => facts.reachable += 1,
+                    (true, _) => facts.unhealthy += 1,
+                    (false, false) => facts.reachable += 1,
+                    (false, true) => {}
+                }
+            }
         }
         vips
     }
@@ -365,16 +391,32 @@ impl Engine {
     }
 }
 
+/// Backends that would get connections if their health checks did not fail.
+fn failing(service: &Service, failed: &HashSet<Arc<Target>>, addresses: &HashSet<SocketAddr>) -> HashSet<EndpointKey> {
+    let Some(check) = service.health_check.as_ref().filter(|_| !failed.is_empty()) else { return HashSet::new() };
+    let fails = |backend: &&Backend| {
+        // Few have failed, most of the time: without what a target costs for each of the others.
+        let port = check.port.unwrap_or(backend.port);
+        addresses.contains(&SocketAddr::new(backend.address, port))
+            && target(service, backend).is_some_and(|target| failed.contains(&target))
+    };
+    let failing = service.backends.iter().filter(|backend| !backend.drain).filter(fails);
+    failing.map(|backend| EndpointKey::of(service, backend)).collect()
+}
+
 fn means_status(
     means: &Means,
     decision: &Decision,
     vip: IpAddr,
     report: &Report,
-    peers: &crate::announce::bgp::driver::Report,
+    peers: &bgp::driver::Report,
 ) -> MeansStatus {
-    let against = match decision {
-        Decision::Announce => Vec::new(),
-        Decision::Withhold(reasons) => reasons.iter().map(against).collect(),
+    let against = match (decision, means) {
+        (Decision::Withhold(reasons), _) => reasons.iter().map(against).collect(),
+        (Decision::Announce, Means::Bgp { peer, .. }) => {
+            held_back(peers, peer, vip).map(not_announced).into_iter().collect()
+        }
+        (Decision::Announce, Means::Always { .. } | Means::Vrrp { .. }) => Vec::new(),
     };
     let router = match means {
         Means::Always { .. } | Means::Bgp { .. } => None,
@@ -385,11 +427,7 @@ fn means_status(
     let holds = match means {
         Means::Always { interface } => report.always.binary_search(&(interface.clone(), vip)).is_ok(),
         Means::Vrrp { .. } => router.is_some_and(|router| router.status.hold_until.is_some()),
-        Means::Bgp { peer, .. } => {
-            let found = peers.peers.iter().find(|report| report.name == *peer);
-            let state = found.and_then(|report| report.status.as_ref()).map(|status| status.state);
-            against.is_empty() && state == Some(State::Established)
-        }
+        Means::Bgp { .. } => against.is_empty(),
     };
     // Whoever was heard last may have left, which 0 says, or fallen silent.
     let now = boot_time();
@@ -397,6 +435,21 @@ fn means_status(
     let heard = heard.filter(|heard| heard.priority.get() != 0 && heard.may_live(now));
     let holder = heard.filter(|_| !holds).map(|heard| heard.address);
     MeansStatus { means: means.to_string(), holds, holder, against }
+}
+
+/// Why a peer has not been sent what it is to have.
+fn held_back(peers: &bgp::driver::Report, peer: &str, vip: IpAddr) -> Option<NotAnnounced> {
+    let found = peers.peers.iter().find(|report| report.name == *peer);
+    match found.and_then(|report| report.status.as_ref()) {
+        Some(status) if status.state == State::Established => {
+            status.held_back.get(&bgp::values::Family::of(vip)).copied()
+        }
+        Some(_) | None => Some(NotAnnounced::NoSession),
+    }
+}
+
+fn not_announced(reason: NotAnnounced) -> AgainstStatus {
+    AgainstStatus { reason: reason.name().to_owned(), text: reason.to_string() }
 }
 
 fn against(reason: &Reason) -> AgainstStatus {

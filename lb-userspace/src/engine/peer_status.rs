@@ -107,7 +107,7 @@ fn bgp_status(peer: &PeerReport, now: Duration) -> BgpStatus {
         bfd: bfd_word(*bfd).to_owned(),
         is_held_by_bfd: *held_by_bfd,
         announced: status.announced.iter().map(|(family, count)| (family.to_string(), *count)).collect(),
-        not_announced: status.not_announced.iter().map(|(reason, count)| (camel(word(reason)), *count)).collect(),
+        not_announced: status.not_announced.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
         established: counters.established,
         received: by_type(&counters.received),
         sent: by_type(&counters.sent),

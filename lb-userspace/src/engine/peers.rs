@@ -32,7 +32,7 @@ use crate::{
     model::{
         Snapshot,
         announce::Announce,
-        bgp::{Bgp, BgpPeer, Distance, PeerPlace},
+        bgp::{Bgp, BgpPeer, Distance, PasswordFile, PeerPlace},
     },
     net::{
         Error as NetError, Netlink,
@@ -203,14 +203,14 @@ fn random() -> u64 {
 /// Reads the passwords that a configuration names.
 ///
 /// # Errors
-/// Names the peer and the file, never what is in it.
+/// Names the line, the peer and the file, never what is in it.
 pub(super) fn read_secrets(announce: &Announce) -> Result<Secrets> {
     let peers = announce.bgp.iter().flat_map(|bgp| &bgp.peers);
     let files = peers.filter_map(|peer| Some((&peer.name, peer.password_file.as_ref()?)));
     files
-        .map(|(peer, path)| {
-            let secret = read_secret(path);
-            let secret = secret.with_context(|| format!("BGP peer {peer}: the password in {}", path.display()))?;
+        .map(|(peer, PasswordFile { path, line })| {
+            let place = || format!("line {line}: BGP peer {peer}: the password in {}", path.display());
+            let secret = read_secret(path).with_context(place)?;
             Ok((path.clone(), secret))
         })
         .collect()
@@ -270,7 +270,7 @@ impl Engine {
                     Some(before) if *before.routes == fresh => Arc::clone(&before.routes),
                     Some(_) | None => Arc::new(fresh),
                 };
-                one.password = peer.password_file.as_ref().and_then(|file| self.peers.secrets.get(file)).cloned();
+                one.password = peer.password_file.as_ref().and_then(|file| self.peers.secrets.get(&file.path)).cloned();
                 if let Some(before) = before {
                     (one.bfd, one.stage, one.routes_complete) =
                         (before.bfd, before.stage.clone(), before.routes_complete);

@@ -13,12 +13,24 @@ pub struct Announce {
     pub node: String,
     /// All nodes that announce, this one among them, each once.
     pub nodes: Vec<String>,
+    /// What becomes of VIPs whose backends here all fail their health checks.
+    pub when_unhealthy: WhenUnhealthy,
     /// Held without any election.
     pub always: Vec<Always>,
     /// Held by virtual routers.
     pub vrrp: Vec<VrrpGroup>,
     /// Told to routers.
     pub bgp: Option<Bgp>,
+}
+
+/// What becomes of a VIP whose backends on this node all fail their health checks. Packets that come go to all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum WhenUnhealthy {
+    /// Others are to have it.
+    #[default]
+    Withdraw,
+    /// It stays here.
+    Announce,
 }
 
 /// VIPs that one node alone answers for on a segment.

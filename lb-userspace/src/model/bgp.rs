@@ -61,7 +61,7 @@ pub struct BgpPeer {
     /// Who connects.
     pub mode: Mode,
     /// TCP MD5.
-    pub password_file: Option<PathBuf>,
+    pub password_file: Option<PasswordFile>,
     /// How far away it is.
     pub distance: Distance,
     /// Our end.
@@ -96,6 +96,15 @@ pub struct BgpPeer {
     pub vips: Selection,
     /// Which nodes.
     pub nodes: NodeSelection,
+}
+
+/// A file with a password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PasswordFile {
+    /// Which.
+    pub path: PathBuf,
+    /// The line of the configuration that names it.
+    pub line: u64,
 }
 
 /// Where a peer is.

@@ -58,7 +58,7 @@ pub struct MeansStatus {
     pub holds: bool,
     /// Who answers, as heard on the segment, where this node does not.
     pub holder: Option<IpAddr>,
-    /// Everything that is against announcing it from here: name and words.
+    /// Everything that is against announcing it from here, or why a peer has not been told of it: name and words.
     pub against: Vec<AgainstStatus>,
 }
 

@@ -19,7 +19,7 @@ fn group() -> VrrpGroup {
 }
 
 fn announce(node: &str, always: Vec<Always>, vrrp: Vec<VrrpGroup>) -> Announce {
-    Announce { node: node.to_owned(), nodes: NODES.map(str::to_owned).to_vec(), always, vrrp, bgp: None }
+    Announce { node: node.to_owned(), nodes: NODES.map(str::to_owned).to_vec(), always, vrrp, ..Announce::default() }
 }
 
 fn vips() -> BTreeSet<IpAddr> {
@@ -28,7 +28,7 @@ fn vips() -> BTreeSet<IpAddr> {
 }
 
 fn facts() -> Facts {
-    let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, is_held_down: false };
+    let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, ..VipFacts::default() };
     let addresses = ["192.0.2.1", "fe80::1"].map(|text| text.parse().unwrap()).to_vec();
     let interface =
         InterfaceFacts { index: 2, is_running: true, attached: vec![2], addresses, ..InterfaceFacts::default() };
@@ -75,6 +75,9 @@ fn a_node_competes_less_for_what_it_can_hold_in_part_and_not_for_what_it_cannot(
     assert_eq!(priorities(&part)[&(Family::Ipv4, 10)], Some(72));
     let withheld: Vec<IpAddr> = part.routers.values().flat_map(|router| router.withheld.iter().copied()).collect();
     assert_eq!(withheld, ["198.51.100.1".parse::<IpAddr>().unwrap()]);
+    let sharing: Vec<IpAddr> = vips().into_iter().filter(|vip| vip.is_ipv4() && *vip != withheld[0]).collect();
+    assert_eq!(part.shared_fates.keys().copied().collect::<Vec<_>>(), sharing, "served beside one that is not");
+    assert!(all.shared_fates.is_empty());
     // Nobody can hold it, so it takes nothing from this node.
     first(&mut facts, |vip| vip.has_backends = false);
     assert_eq!(priorities(&wanted(&announce, &vips(), &facts))[&(Family::Ipv4, 10)], Some(200));
@@ -104,6 +107,44 @@ fn a_leaving_node_hands_over_what_it_serves() {
         };
         assert!(leaves.decisions.values().flatten().all(|(_, decision)| is_draining(decision)), "{leaving:?}");
     }
+}
+
+#[test]
+fn a_router_whose_mac_is_refused_is_silent_and_its_vips_say_so() {
+    let mut facts = facts();
+    facts.vips.values_mut().next().unwrap().reachable = 0;
+    let group = VrrpGroup { vrids: 10..=10, has_virtual_mac: true, ..group() };
+    let mut found = wanted(&announce("a", Vec::new(), vec![group]), &vips(), &facts);
+    let refused = found.virtual_macs().into_iter().filter(|(_, mac)| mac[4] == 1).collect();
+    found.silence(&refused);
+    assert_eq!(
+        priorities(&found),
+        [((Family::Ipv4, 10), None), ((Family::Ipv6, 10), Some(254))].into(),
+        "the MAC of IPv4 has 01 there (RFC 9568, 7.3)"
+    );
+    for (vip, decisions) in &found.decisions {
+        let mut expected = BTreeSet::new();
+        if vip.is_ipv4() {
+            expected.insert(Reason::MacRefused { interface: "eth0".to_owned() });
+        }
+        if *vip == IpAddr::from([198, 51, 100, 1]) {
+            expected.insert(Reason::NoReachableBackend);
+        }
+        let expected = if expected.is_empty() { Decision::Announce } else { Decision::Withhold(expected) };
+        assert_eq!(decisions[0].1, expected, "{vip}");
+    }
+}
+
+#[test]
+fn what_a_virtual_router_cannot_carry_has_every_reason() {
+    let mut facts = facts();
+    facts.vips.values_mut().for_each(|vip| vip.reachable = 0);
+    let v2 = VrrpGroup { version: VrrpVersion::V2, ..group() };
+    let found = wanted(&announce("a", Vec::new(), vec![v2]), &vips(), &facts);
+    let of_v6: Vec<&Decision> =
+        found.decisions.iter().filter(|(vip, _)| vip.is_ipv6()).map(|(_, of)| &of[0].1).collect();
+    let both = Decision::Withhold([Reason::NoReachableBackend, Reason::Version].into());
+    assert!(of_v6.len() == 12 && of_v6.iter().all(|decision| **decision == both), "{of_v6:?}");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use serde_saphyr::Spanned;
 
 use super::bgp::{RawBfd, RawBgp};
 use crate::config::{
-    announce::{self, GROUPS_MAX, NAME_BYTES_MAX, NODES_MAX, PEERS_MAX, PREFIXES_MAX, TRACKED_MAX, VERSIONS},
+    announce::{
+        self, GROUPS_MAX, NAME_BYTES_MAX, NODES_MAX, PEERS_MAX, PREFIXES_MAX, TRACKED_MAX, UNHEALTHY, VERSIONS,
+    },
     bgp::PROFILES_MAX,
     kinds::{Address, AddressPrefix, Number, Switch, Text, TimeSpan, optional_words},
     scalar::Scalar,
@@ -32,6 +34,10 @@ pub(in crate::config) struct RawAnnounce {
         extend("uniqueItems" = true, "x-default" = "this node alone")
     )]
     pub nodes: Option<Spanned<Vec<Scalar>>>,
+    /// What becomes of a VIP whose backends on this node all fail their health checks. `withdraw`: another node is to have it; where
+    /// they fail on all nodes, nobody has. `announce`: where no backend at all passes, it stays, and packets go to all of them.
+    #[schemars(with = "Option<Text>", extend("enum" = optional_words(&UNHEALTHY), "default" = "withdraw"))]
+    pub when_unhealthy: Option<Scalar>,
     /// Segments on which this node alone answers for VIPs, without any election; also after the agent has died.
     #[schemars(with = "Option<Vec<RawAlways>>", length(max = GROUPS_MAX), extend("default" = []))]
     pub always: Option<Spanned<Vec<Spanned<RawAlways>>>>,

@@ -119,6 +119,25 @@ fn what_bgp_cannot_say_is_refused() {
 }
 
 #[test]
+fn where_sessions_come_from_is_no_vip() {
+    const VIP: &str =
+        "[{ name: a, vip: ▶198.51.100.1, protocol: TCP, ports: [80], backends: [{ address: 10.0.0.1 }] }]";
+    let file = |vip: &str, peer: &str| {
+        let peer = format!("{{ name: tor, address: 192.0.2.254, as: 64513{peer} }}");
+        let announce = format!("{{ node: a, nodes: [a, b], bgp: {{ localAs: 1, peers: [{peer}] }} }}");
+        format!("{HEAD}services: {vip}\nannounce: {announce}\n")
+    };
+    check_refused(
+        &file(VIP, ", source: 198.51.100.1"),
+        &["VIP 198.51.100.1 is the address of this node, see line 4; choose an address that no machine and no pod has"],
+    );
+    // Of another node, or where the VIP's holder is a next hop.
+    for peer in [", source: 198.51.100.1, nodes: [b]", ", nextHopIpv4: 198.51.100.1"] {
+        taken(&file(&VIP.replace('▶', ""), peer));
+    }
+}
+
+#[test]
 fn a_peer_is_somewhere_and_there_once() {
     check_bgp_refused(
         "{ bgp: { localAs: 1, peers: [▶{ name: a, as: 2 }, { name: b, address: ▶fe80::1, as: 2 }] } }",
@@ -133,6 +152,11 @@ fn a_peer_is_somewhere_and_there_once() {
             "name `a` is already written in line 4; remove one of them",
             "peer `192.0.2.2` is already written in line 4; remove one of them",
         ],
+    );
+    check_bgp_refused(
+        "{ bgp: { localAs: 1, peers: [{ name: a, address: 192.0.2.2, as: 2 }, \
+         { name: b, address: ▶192.0.2.2, interface: eth0, as: 2 }] } }",
+        &["peer `192.0.2.2` is already written in line 4; remove one of them"],
     );
     check_bgp_refused(
         "{ bfd: [{ name: f }], bgp: { localAs: 1, peers: [{ name: a, address: 192.0.2.2, as: 2, bfd: f }, \

@@ -48,7 +48,7 @@ fn full() -> Value {
 /// Its section of what is announced.
 fn announce() -> Value {
     json!({
-        "node": "a", "nodes": ["a", "b"],
+        "node": "a", "nodes": ["a", "b"], "whenUnhealthy": "announce",
         "always": [{ "interface": "eth0", "vips": ["198.51.100.0/24", "2001:db8::1"] }],
         "vrrp": [{
             "name": "core", "interface": "eth0", "vrids": "10-13", "version": "3", "interval": "100ms", "priority": 200,
@@ -134,6 +134,7 @@ fn what_a_schema_can_say_both_refuse() {
         ("/announce/node", json!("a b")),
         ("/announce/nodes", json!([])),
         ("/announce/nodes", json!(["a", "a"])),
+        ("/announce/whenUnhealthy", json!("move")),
         ("/announce/always/0/interface", json!("")),
         ("/announce/always/0/vips", json!([])),
         ("/announce/always/0/vips/0", json!("everything")),

@@ -73,7 +73,7 @@ fn announced() -> AnnounceStatus {
             name: "tor".into(),
             state: Some("established".into()),
             announced: sizes(&["ipv4-unicast"]),
-            not_announced: sizes(&["noNextHop"]),
+            not_announced: sizes(&["no_next_hop"]),
             established: 2,
             received: ones(&["open"]),
             sent: ones(&["update"]),

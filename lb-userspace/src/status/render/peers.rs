@@ -59,7 +59,7 @@ pub(super) fn peers(peers: &[BgpStatus]) -> Table {
             lines
                 .push(note("BFD has lost it: no session before it is back, or silent for 30 s".to_owned(), Style::Bad));
         }
-        let withheld = peer.not_announced.iter().filter(|(reason, _)| reason.as_str() != "noSession");
+        let withheld = peer.not_announced.iter().filter(|(reason, _)| reason.as_str() != "no_session");
         lines.extend(
             withheld.map(|(reason, count)| note(format!("{count} prefixes not announced: {reason}"), Style::Partly)),
         );

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
@@ -34,6 +35,38 @@ pub enum NotAnnounced {
     NextHopIsPeer,
     /// An ordered stop has come so far.
     Stopping,
+}
+
+impl NotAnnounced {
+    /// The name as the status of a VIP shows it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoSession => "no_session",
+            Self::FamilyNotNegotiated => "family_not_negotiated",
+            Self::NextHopNeedsExtension => "next_hop_needs_extension",
+            Self::NextHopOfOtherFamily => "next_hop_of_other_family",
+            Self::NoNextHop => "no_next_hop",
+            Self::NextHopIsPeer => "next_hop_is_peer",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+impl fmt::Display for NotAnnounced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSession => "there is no session with this peer: `sluice status bgp` says why",
+            Self::FamilyNotNegotiated => "this peer does not take its address family",
+            Self::NextHopNeedsExtension => "this peer takes no IPv6 next hop for IPv4: configure nextHopIpv4 for it",
+            Self::NextHopOfOtherFamily => "the configured next hop is IPv4: configure nextHopIpv6 for this peer",
+            Self::NoNextHop => {
+                "the session has no address of this family that packets could be sent to: configure a next hop"
+            }
+            Self::NextHopIsPeer => "the next hop would be the peer itself: configure another",
+            Self::Stopping => "the session is being ended in order",
+        })
+    }
 }
 
 /// What shapes the announcement of a prefix: prefixes that share it share messages.

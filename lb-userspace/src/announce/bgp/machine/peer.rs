@@ -334,8 +334,10 @@ impl Peer {
             *announced.entry(prefix.family()).or_default() += 1;
         }
         let mut not_announced: BTreeMap<NotAnnounced, usize> = BTreeMap::new();
-        for reason in self.routes.keys().filter_map(|prefix| self.why_not(*prefix)) {
+        let mut held_back = BTreeMap::new();
+        for (prefix, reason) in self.routes.keys().filter_map(|prefix| Some((prefix, self.why_not(*prefix)?))) {
             *not_announced.entry(reason).or_default() += 1;
+            held_back.insert(prefix.family(), reason);
         }
         let next_dial = self.timers.at(Timer::ConnectRetry).filter(|_| self.settings.mode.dials());
         Status {
@@ -350,6 +352,7 @@ impl Peer {
             last_error: self.report.last_error.clone(),
             announced,
             not_announced,
+            held_back,
             left_out: self.left_out,
             causes: self.report.causes.clone(),
         }

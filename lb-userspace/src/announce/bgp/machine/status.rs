@@ -103,6 +103,8 @@ pub struct Status {
     pub announced: BTreeMap<Family, usize>,
     /// Routes that it has not, by reason.
     pub not_announced: BTreeMap<NotAnnounced, usize>,
+    /// Why a family's routes are not announced, where they are not: the reason of one of them. All are told with one next hop.
+    pub held_back: BTreeMap<Family, NotAnnounced>,
     /// More than a peer is sent.
     pub left_out: usize,
     /// How often each cause changed something.

@@ -144,6 +144,7 @@ fn a_family_that_one_side_does_not_speak_is_not_announced_and_says_so() {
     assert_eq!(bench.table(id, true).ended, [Family::Ipv4]);
     let status = bench.peer.status();
     assert_eq!(status.not_announced, [(NotAnnounced::FamilyNotNegotiated, 1)].into());
+    assert_eq!(status.held_back, [(Family::Ipv6, NotAnnounced::FamilyNotNegotiated)].into());
     assert_eq!(status.announced, [(Family::Ipv4, 1)].into());
 }
 

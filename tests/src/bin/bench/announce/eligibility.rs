@@ -33,7 +33,7 @@ fn announce(vrids: u8) -> Announce {
 }
 
 fn facts() -> Facts {
-    let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, is_held_down: false };
+    let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, ..VipFacts::default() };
     let address = |number| IpAddr::from(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + number));
     let addresses = ["192.0.2.1", "fe80::1"].map(|text| text.parse().expect("an address")).to_vec();
     let interface =
