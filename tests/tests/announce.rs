@@ -269,17 +269,18 @@ fn has_its_own_mac(name: &str, mode: &str, version: u8, family: Family, interval
     }
     let lab = Lab::on_segment(name)?;
     let held = vip(1).of(family);
-    let (v4, v6, link_local) =
-        (format!("{}/32", vip(1).v4), format!("{}/128", vip(1).v6), format!("fe80::5e:{VRID:x}/64"));
+    // Another link-local VIP than the usual one, as where keepalived was there first.
+    let (v4, v6, link_local) = (format!("{}/32", vip(1).v4), format!("{}/128", vip(1).v6), "fe80::77/64");
+    let first = if family == Family::V6 { ", linkLocal: 'fe80::77'" } else { "" };
     let (vips, mac): (&[&str], [u8; 6]) = match family {
         Family::V4 => (&[&v4], [0, 0, 0x5e, 0, 1, VRID]),
-        Family::V6 => (&[&link_local, &v6], [0, 0, 0x5e, 0, 2, VRID]),
+        Family::V6 => (&[link_local, &v6], [0, 0, 0x5e, 0, 2, VRID]),
     };
     let text = mac.map(|octet| format!("{octet:02x}")).join(":");
     let milliseconds = (interval.parse::<f64>()? * 1000.0) as u32;
     let group = |more: &str| {
         let group = format!(
-            "{{ vrrp: [{{ name: lab, interface: {UPLINK}, vrids: {VRID}, version: {version}, interval: {milliseconds}ms{more} }}] }}"
+            "{{ vrrp: [{{ name: lab, interface: {UPLINK}, vrids: {VRID}, version: {version}, interval: {milliseconds}ms{first}{more} }}] }}"
         );
         yaml(&lab, &[family], true, &group).replace("native", mode)
     };

@@ -84,7 +84,7 @@ pub struct WantedRouter {
 pub fn wanted(announce: &Announce, vips: &BTreeSet<IpAddr>, facts: &Facts) -> Wanted {
     let mut wanted = Wanted::default();
     for always in &announce.always {
-        wanted.hold(always, vips, facts);
+        wanted.hold(&announce.node, always, vips, facts);
     }
     for group in &announce.vrrp {
         for family in [Family::Ipv4, Family::Ipv6] {
@@ -139,11 +139,12 @@ impl Wanted {
         }
     }
 
-    fn hold(&mut self, always: &Always, vips: &BTreeSet<IpAddr>, facts: &Facts) {
+    fn hold(&mut self, node: &str, always: &Always, vips: &BTreeSet<IpAddr>, facts: &Facts) {
         for vip in vips {
-            let scope = Scope { has_vip: always.vips.contains(*vip), ..Scope::ALL };
+            let (has_vip, has_node) = (always.vips.contains(*vip), always.nodes.contains(node));
+            let scope = Scope { has_vip, has_node, ..Scope::ALL };
             let decision = self.decide(*vip, Means::Always { interface: always.interface.clone() }, scope, facts);
-            if scope.has_vip {
+            if has_vip && has_node {
                 let holds = self.always.entry((always.interface.clone(), *vip)).or_default();
                 *holds |= decision == Decision::Announce;
             }
@@ -185,21 +186,28 @@ impl Wanted {
             let (interface, track) = (group.interface.clone(), group.track.clone());
             Means::Vrrp { group: group.name.clone(), interface, vrid, track }
         };
+        let has_node = group.nodes.contains(&announce.node);
         let mut shares: BTreeMap<Vrid, Vec<IpAddr>> = BTreeMap::new();
         for vip in vips.iter().filter(|vip| Family::of(**vip) == family) {
             let Some(vrid) = spread::vrid(*vip, &vrids) else { continue };
-            if group.vips.contains(*vip) {
+            if group.vips.contains(*vip) && has_node {
                 shares.entry(vrid).or_default().push(*vip);
             } else {
-                self.decide(*vip, means(vrid), Scope { has_vip: false, ..Scope::ALL }, facts);
+                let scope = Scope { has_vip: group.vips.contains(*vip), has_node, ..Scope::ALL };
+                self.decide(*vip, means(vrid), scope, facts);
             }
         }
+        let link_local = group.link_local.is_some() && family == Family::Ipv6;
         let no_family = group.version == VrrpVersion::V2 && family == Family::Ipv6;
-        let nodes: Vec<&str> = announce.nodes.iter().map(String::as_str).collect();
+        let nodes: Vec<&str> =
+            announce.nodes.iter().map(String::as_str).filter(|node| group.nodes.contains(node)).collect();
         for (vrid, share) in shares {
             let means = means(vrid);
-            let refused =
-                if no_family { Some(Reason::Version) } else { (share.len() > VIPS_MAX).then_some(Reason::TooManyVips) };
+            let refused = if no_family {
+                Some(Reason::Version)
+            } else {
+                (share.len() + usize::from(link_local) > VIPS_MAX).then_some(Reason::TooManyVips)
+            };
             if let Some(reason) = refused {
                 for vip in share {
                     let mut decision = decide(facts, vip, &means, Scope::ALL);
@@ -274,6 +282,7 @@ fn settings(
         VrrpVersion::V2 => Version::V2,
         VrrpVersion::V3 => Version::V3,
     };
+    let link_local = group.link_local.map(IpAddr::V6).filter(|_| family == Family::Ipv6);
     let peers: BTreeSet<IpAddr> = group.peers.iter().copied().filter(|peer| Family::of(*peer) == family).collect();
     Some(Settings {
         vrid,
@@ -282,7 +291,7 @@ fn settings(
         preemption: if group.preempt { Preemption::After(group.preempt_delay) } else { Preemption::Off },
         start_delay: group.start_delay,
         address,
-        vips: Vips::new(vrid, family, vips).ok()?,
+        vips: Vips::new(vrid, family, vips.into_iter().chain(link_local)).ok()?,
         peers: if peers.is_empty() { Peers::Group } else { Peers::Unicast(peers) },
         has_virtual_mac: group.has_virtual_mac,
         refresh: (!group.refresh.is_zero()).then_some(group.refresh),

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{eligibility::Facts, vrrp::Vrid};
-use crate::model::announce::Announce;
+use crate::model::{announce::Announce, bgp::NodeSelection};
 
 /// For each VIP the virtual routers that share one fate among more than this node can serve.
 pub type SharedFates = BTreeMap<IpAddr, BTreeSet<(String, Vrid)>>;
@@ -61,8 +61,11 @@ impl fmt::Display for Warning {
 /// What is to be looked at of a VIP.
 #[must_use]
 pub fn warnings(announce: &Announce, vip: IpAddr, facts: &Facts, fates: &SharedFates) -> BTreeSet<Warning> {
-    let always = announce.always.iter().map(|always| (&always.interface, &always.vips));
-    let groups = announce.vrrp.iter().map(|group| (&group.interface, &group.vips));
+    let is_here = |nodes: &NodeSelection| nodes.contains(&announce.node);
+    let always = announce.always.iter().filter(|always| is_here(&always.nodes));
+    let always = always.map(|always| (&always.interface, &always.vips));
+    let groups = announce.vrrp.iter().filter(|group| is_here(&group.nodes));
+    let groups = groups.map(|group| (&group.interface, &group.vips));
     let outside = always.chain(groups).filter(|(_, vips)| vips.contains(vip)).filter_map(|(interface, _)| {
         let known = facts.interfaces.get(interface)?;
         let is_inside = known.prefixes.iter().any(|prefix| prefix.contains(vip));
@@ -96,7 +99,8 @@ mod tests {
             own: [(own, "kube-ipvs0".to_owned())].into(),
             ..Facts::default()
         };
-        let always = Always { interface: "eth0".to_owned(), vips: Selection::default() };
+        let always =
+            Always { interface: "eth0".to_owned(), vips: Selection::default(), nodes: NodeSelection::default() };
         let announce = Announce { always: vec![always], ..Announce::default() };
         let vrid = Vrid::new(51).unwrap();
         let fates = [(inside, [("core".to_owned(), vrid)].into())].into();

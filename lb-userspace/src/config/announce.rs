@@ -1,6 +1,11 @@
 //! How VIPs are announced.
 
-use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
@@ -11,9 +16,13 @@ use super::{
     scalar::{Scalar, position, quote},
     validate::{bounded, interface_name, missing, repeated},
 };
-use crate::model::{
-    Uplink,
-    announce::{Always, Announce, Prefix, Selection, VrrpGroup, VrrpVersion, WhenUnhealthy},
+use crate::{
+    announce::vrrp::Vrid,
+    model::{
+        Uplink,
+        announce::{Always, Announce, Prefix, Selection, VrrpGroup, VrrpVersion, WhenUnhealthy},
+        bgp::NodeSelection,
+    },
 };
 
 /// Bytes of a node's or group's name: those of a Kubernetes object.
@@ -61,7 +70,15 @@ pub(super) fn announce(
 ) -> Announce {
     let Some(raw) = raw else { return Announce::default() };
     let (node, nodes) = nodes(&raw.value, problems);
-    let mut reader = Reader { uplinks, nodes: &nodes, problems, names: HashMap::new(), vrids: HashMap::new() };
+    let mut reader = Reader {
+        uplinks,
+        node: &node,
+        nodes: &nodes,
+        problems,
+        names: HashMap::new(),
+        vrids: HashMap::new(),
+        link_locals: HashMap::new(),
+    };
     let when_unhealthy = raw.value.when_unhealthy.as_ref().map(|raw| raw.choice("whenUnhealthy", &UNHEALTHY));
     let when_unhealthy = when_unhealthy.and_then(|read| reader.taken(read)).unwrap_or_default();
     let always = reader.list(raw.value.always.as_ref(), "always", Reader::always);
@@ -120,12 +137,15 @@ pub(super) fn name(what: &str, scalar: &Scalar) -> Result<String, Problem> {
 
 pub(super) struct Reader<'a> {
     uplinks: &'a [Uplink],
+    node: &'a str,
     pub(super) nodes: &'a [String],
     pub(super) problems: &'a mut Vec<Problem>,
     /// Of the list that is read.
     pub(super) names: HashMap<String, Position>,
     /// By interface and identifier; version 2 and 3 are one family in IPv4, and a group may have both families.
     vrids: HashMap<(String, u8), Position>,
+    /// By interface and address.
+    link_locals: HashMap<(String, Ipv6Addr), Position>,
 }
 
 impl Reader<'_> {
@@ -143,14 +163,16 @@ impl Reader<'_> {
     }
 
     fn always(&mut self, raw: &RawAlways, place: Position) -> Option<Always> {
-        let interface = self.uplink(raw.interface.as_ref(), place);
+        let nodes = self.node_selection(raw.nodes.as_ref());
+        let interface = self.uplink(raw.interface.as_ref(), &nodes, place);
         let vips = self.selection(raw.vips.as_ref());
-        Some(Always { interface: interface?, vips })
+        Some(Always { interface: interface?, vips, nodes })
     }
 
     fn vrrp(&mut self, raw: &RawVrrp, place: Position) -> Option<VrrpGroup> {
         let name = self.named("name", raw.name.as_ref(), place, "write a name for this group of virtual routers");
-        let interface = self.uplink(raw.interface.as_ref(), place);
+        let nodes = self.node_selection(raw.nodes.as_ref());
+        let interface = self.uplink(raw.interface.as_ref(), &nodes, place);
         let vrids = self.vrids(raw.vrids.as_ref(), interface.as_deref(), place);
         let version = raw.version.as_ref().map_or(Ok(VrrpVersion::V3), |version| version.choice("version", &VERSIONS));
         let version = self.taken(version);
@@ -169,6 +191,8 @@ impl Reader<'_> {
         let virtual_mac = raw.virtual_mac.as_ref().map_or(Ok(false), |on| on.switch("virtualMac"));
         let virtual_mac = self.taken(virtual_mac);
         let peers = self.peers(raw.peers.as_ref());
+        let of = (interface.as_deref(), version, vrids.as_ref());
+        let link_local = raw.link_local.as_ref().and_then(|raw| self.link_local(raw, of));
         let track = self.tracked(raw.track.as_ref());
         let vips = self.selection(raw.vips.as_ref());
         Some(VrrpGroup {
@@ -184,8 +208,10 @@ impl Reader<'_> {
             peers,
             refresh,
             has_virtual_mac: virtual_mac?,
+            link_local,
             track,
             vips,
+            nodes,
         })
     }
 
@@ -211,11 +237,15 @@ impl Reader<'_> {
         Some(read)
     }
 
-    fn uplink(&mut self, raw: Option<&Scalar>, place: Position) -> Option<String> {
+    fn uplink(&mut self, raw: Option<&Scalar>, nodes: &NodeSelection, place: Position) -> Option<String> {
         let Some(raw) = raw else {
             self.problems.push(missing(place, "interface", EXAMPLE));
             return None;
         };
+        // Of another node.
+        if !nodes.contains(self.node) {
+            return self.taken(interface_name(raw)).map(|()| raw.text.clone());
+        }
         if !self.uplinks.iter().any(|uplink| uplink.interface == raw.text) {
             let what = format!("interface {} is none of the uplinks, so nothing answers there", quote(&raw.text));
             self.problems.push(raw.problem(what, EXAMPLE));
@@ -257,6 +287,39 @@ impl Reader<'_> {
         let Some(list) = raw else { return Selection::default() };
         bounded("vips", list.value.len(), 1..=PREFIXES_MAX, position(&list.referenced), self.problems);
         Selection(list.value.iter().filter_map(|raw| self.taken(prefix(raw))).collect())
+    }
+
+    fn link_local(
+        &mut self,
+        raw: &Scalar,
+        (interface, version, vrids): (Option<&str>, Option<VrrpVersion>, Option<&RangeInclusive<u8>>),
+    ) -> Option<Ipv6Addr> {
+        let quoted = quote(&raw.text);
+        let is_local = |address: &Ipv6Addr| address.segments()[..4] == [0xfe80, 0, 0, 0];
+        let Some(address) = raw.text.parse::<Ipv6Addr>().ok().filter(is_local) else {
+            let what = format!("linkLocal {quoted} is no link-local IPv6 address");
+            self.problems.push(raw.problem(what, "write an address of fe80::/64 that no interface of the segment has"));
+            return None;
+        };
+        if version == Some(VrrpVersion::V2) {
+            let what = format!("linkLocal {quoted} is of IPv6, and version 2 of VRRP for IPv4 alone");
+            self.problems.push(raw.problem(what, "write version 3, or leave linkLocal out"));
+        }
+        let (Some(interface), Some(vrids)) = (interface, vrids) else { return None };
+        if vrids.start() != vrids.end() {
+            let what = format!("linkLocal {quoted} would be of several virtual routers");
+            self.problems.push(raw.problem(what, "write one identifier in vrids, or leave linkLocal out"));
+        }
+        let of_other =
+            |vrid: u8| vrid != *vrids.start() && Vrid::new(vrid.into()).is_ok_and(|vrid| vrid.link_local() == address);
+        if (1..=u8::MAX).any(of_other) {
+            let what = format!("linkLocal {quoted} is what another virtual router has where nothing is written");
+            self.problems.push(raw.problem(what, "write another address of fe80::/64"));
+        }
+        if let Some(first) = self.link_locals.insert((interface.to_owned(), address), raw.position) {
+            self.problems.push(repeated(raw, "linkLocal", first));
+        }
+        Some(address)
     }
 
     fn peers(&mut self, raw: Option<&Spanned<Vec<Scalar>>>) -> Vec<IpAddr> {

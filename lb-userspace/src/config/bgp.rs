@@ -326,7 +326,7 @@ impl Reader<'_> {
         Some(RestartTime::from_seconds(time).ok().filter(|time| time.seconds() != 0))
     }
 
-    fn node_selection(&mut self, raw: Option<&Spanned<Vec<Scalar>>>) -> NodeSelection {
+    pub(super) fn node_selection(&mut self, raw: Option<&Spanned<Vec<Scalar>>>) -> NodeSelection {
         let nodes = self.set("nodes", raw, super::announce::NODES_MAX, |raw| name("node", raw));
         if let Some(list) = raw {
             bounded(

@@ -1,10 +1,14 @@
 //! How the network is told where VIPs are.
 
-use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use serde::Serialize;
 
-use super::bgp::Bgp;
+use super::bgp::{Bgp, NodeSelection};
 
 /// What this node announces, and among whom. By default nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -40,6 +44,8 @@ pub struct Always {
     pub interface: String,
     /// Which VIPs.
     pub vips: Selection,
+    /// On which nodes.
+    pub nodes: NodeSelection,
 }
 
 /// VIPs that virtual routers of a segment share.
@@ -69,10 +75,14 @@ pub struct VrrpGroup {
     pub refresh: Duration,
     /// VIPs are at their virtual router's MAC instead of the uplink's.
     pub has_virtual_mac: bool,
+    /// The link-local VIP of IPv6, where it is not by the virtual router's identifier.
+    pub link_local: Option<Ipv6Addr>,
     /// Interfaces without which no VIP is announced.
     pub track: Vec<String>,
     /// Which VIPs.
     pub vips: Selection,
+    /// Nodes that take part.
+    pub nodes: NodeSelection,
 }
 
 impl VrrpGroup {
@@ -97,8 +107,10 @@ impl VrrpGroup {
             peers: Vec::new(),
             refresh: Self::REFRESH,
             has_virtual_mac: false,
+            link_local: None,
             track: Vec::new(),
             vips: Selection::default(),
+            nodes: NodeSelection::default(),
         }
     }
 }

@@ -110,6 +110,35 @@ fn a_leaving_node_hands_over_what_it_serves() {
 }
 
 #[test]
+fn only_nodes_that_are_named_take_part_and_are_ranked() {
+    let some = NodeSelection(["b".to_owned(), "c".to_owned()].into());
+    let always = Always { interface: "eth0".to_owned(), vips: Selection::default(), nodes: some.clone() };
+    let group = VrrpGroup { nodes: some, ..group() };
+    let of = |node| wanted(&announce(node, vec![always.clone()], vec![group.clone()]), &vips(), &facts());
+    let [out, second, third] = NODES.map(of);
+    assert!(out.routers.is_empty() && out.always.is_empty());
+    let excluded = Decision::Withhold([Reason::NodeExcluded].into());
+    assert!(out.decisions.values().flatten().all(|(_, decision)| *decision == excluded));
+    for key in second.routers.keys() {
+        let mut found = [&second, &third].map(|wanted| wanted.routers[key].settings.priority.unwrap().get());
+        found.sort_unstable();
+        assert_eq!(found, [244, 254], "{key:?}");
+    }
+    assert_eq!(second.always.len(), 24);
+}
+
+#[test]
+fn a_link_local_vip_that_is_configured_is_listed_first() {
+    let configured = "fe80::77".parse().unwrap();
+    let group = VrrpGroup { vrids: 10..=10, link_local: Some(configured), ..group() };
+    let found = wanted(&announce("a", Vec::new(), vec![group]), &vips(), &facts());
+    let first = |router: &WantedRouter| router.settings.vips.listed()[0];
+    let expected = [IpAddr::from([198, 51, 100, 1]), configured.into()];
+    assert_eq!(found.routers.values().map(first).collect::<Vec<_>>(), expected);
+    assert!(found.routers.values().all(|router| router.settings.vips.all().len() <= 13), "in place of the usual one");
+}
+
+#[test]
 fn a_router_whose_mac_is_refused_is_silent_and_its_vips_say_so() {
     let mut facts = facts();
     facts.vips.values_mut().next().unwrap().reachable = 0;
@@ -167,7 +196,8 @@ fn version_2_has_no_ipv6_and_peers_are_of_their_family() {
 #[test]
 fn what_is_always_held_is_held_where_it_may_and_each_decision_is_kept() {
     let prefix = Prefix::new("198.51.100.0".parse().unwrap(), 30).unwrap();
-    let always = Always { interface: "eth0".to_owned(), vips: Selection(vec![prefix]) };
+    let always =
+        Always { interface: "eth0".to_owned(), vips: Selection(vec![prefix]), nodes: NodeSelection::default() };
     let mut facts = facts();
     facts.vips.values_mut().next().unwrap().reachable = 0;
     let found = wanted(&announce("a", vec![always], Vec::new()), &vips(), &facts);

@@ -61,6 +61,14 @@ pub(in crate::config) struct RawAlways {
     /// Only VIPs in these prefixes.
     #[schemars(with = "Option<Vec<AddressPrefix>>", length(min = 1, max = PREFIXES_MAX), extend("x-default" = "all VIPs"))]
     pub vips: Option<Spanned<Vec<Scalar>>>,
+    /// Only on these nodes; the others need not have the interface.
+    #[schemars(
+        with = "Option<Vec<Text>>",
+        length(min = 1, max = NODES_MAX),
+        inner(length(min = 1, max = NAME_BYTES_MAX)),
+        extend("uniqueItems" = true, "x-default" = "all nodes")
+    )]
+    pub nodes: Option<Spanned<Vec<Scalar>>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -118,6 +126,10 @@ pub(in crate::config) struct RawVrrp {
     /// the uplink's MAC all the same.
     #[schemars(with = "Option<Switch>", extend("default" = false))]
     pub virtual_mac: Option<Scalar>,
+    /// The link-local VIP that is listed first in IPv6, of version 3, where other vendors' routers have another than ours; for one
+    /// identifier in `vrids`.
+    #[schemars(with = "Option<Address>", extend("x-default" = "fe80::5e:VRID"))]
+    pub link_local: Option<Scalar>,
     /// Interfaces without which the node does not compete, beside the uplink.
     #[schemars(
         with = "Option<Vec<Text>>",
@@ -129,4 +141,13 @@ pub(in crate::config) struct RawVrrp {
     /// Only VIPs in these prefixes.
     #[schemars(with = "Option<Vec<AddressPrefix>>", length(min = 1, max = PREFIXES_MAX), extend("x-default" = "all VIPs"))]
     pub vips: Option<Spanned<Vec<Scalar>>>,
+    /// Only these nodes take part, and are ranked; the others need not have the interface. No other group of an interface of that
+    /// name may have the same `vrids`, on whatever nodes.
+    #[schemars(
+        with = "Option<Vec<Text>>",
+        length(min = 1, max = NODES_MAX),
+        inner(length(min = 1, max = NAME_BYTES_MAX)),
+        extend("uniqueItems" = true, "x-default" = "all nodes")
+    )]
+    pub nodes: Option<Spanned<Vec<Scalar>>>,
 }

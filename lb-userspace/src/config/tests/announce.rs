@@ -75,6 +75,33 @@ fn what_vrrp_cannot_say_is_refused() {
         &group(", virtualMac: ▶maybe"),
         &["virtualMac `maybe` is not a truth value; write true or false"],
     );
+    check_announce_refused(
+        &group(", linkLocal: ▶'2001:db8::1'"),
+        &["linkLocal `2001:db8::1` is no link-local IPv6 address; \
+           write an address of fe80::/64 that no interface of the segment has"],
+    );
+    check_announce_refused(
+        "{ vrrp: [{ name: core, interface: eth0, vrids: 51-52, linkLocal: ▶'fe80::7' }] }",
+        &["linkLocal `fe80::7` would be of several virtual routers; \
+           write one identifier in vrids, or leave linkLocal out"],
+    );
+    check_announce_refused(
+        &group(", version: 2, interval: 1s, linkLocal: ▶'fe80::7'"),
+        &[
+            "linkLocal `fe80::7` is of IPv6, and version 2 of VRRP for IPv4 alone; write version 3, or leave linkLocal out",
+        ],
+    );
+    check_announce_refused(
+        &group(", linkLocal: ▶'fe80::5e:34'"),
+        &["linkLocal `fe80::5e:34` is what another virtual router has where nothing is written; \
+           write another address of fe80::/64"],
+    );
+    check_announce_refused(
+        "{ vrrp: [{ name: a, interface: eth0, vrids: 51, linkLocal: 'fe80::7' }, \
+         { name: b, interface: eth0, vrids: 52, linkLocal: ▶'fe80::7' }] }",
+        &["linkLocal `fe80::7` is already written in line 4; remove one of them"],
+    );
+    taken(&format!("{HEAD}services: []\nannounce: {}\n", group(", linkLocal: 'fe80::5e:33'")));
     let v2 = out_of_range("interval", "100ms", &format!("1s to 255s, {units}"));
     check_announce_refused(&group(", version: 2, interval: ▶100ms"), &[&v2]);
     let vrids = |text: &str| {
@@ -96,6 +123,34 @@ fn an_identifier_is_given_out_once_for_an_interface() {
             "name `a` is already written in line 4; remove one of them",
             "virtual router 12 is already written for eth0 in line 4; give each group of an interface identifiers of its own",
         ],
+    );
+}
+
+#[test]
+fn what_other_nodes_do_may_be_on_interfaces_of_theirs() {
+    let nodes = |others: &str, interface: &str, vrid: &str| {
+        format!(
+            "{{ node: a, nodes: [a, b], vrrp: [{{ name: one, interface: eth0, vrids: 51 }}, \
+             {{ name: two, interface: {interface}, vrids: {vrid}, nodes: [{others}] }}], \
+             always: [{{ interface: eth7, nodes: [b] }}] }}"
+        )
+    };
+    let announce = announced(&nodes("b", "eth7", "51"));
+    let [one, two] = <[_; 2]>::try_from(announce.vrrp).unwrap();
+    assert!(one.nodes.contains("a") && !two.nodes.contains("a") && two.nodes.contains("b"));
+    assert!(!announce.always[0].nodes.contains("a"));
+    check_announce_refused(
+        &nodes("▶c", "eth0", "52"),
+        &["node `c` is none of announce.nodes; write names of nodes that announce"],
+    );
+    check_announce_refused(
+        &nodes("a", "▶eth7", "52"),
+        &["interface `eth7` is none of the uplinks, so nothing answers there; write the name of one of the uplinks"],
+    );
+    check_announce_refused(
+        &nodes("b", "eth0", "▶51"),
+        &["virtual router 51 is already written for eth0 in line 4; \
+           give each group of an interface identifiers of its own"],
     );
 }
 

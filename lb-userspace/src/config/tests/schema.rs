@@ -49,12 +49,13 @@ fn full() -> Value {
 fn announce() -> Value {
     json!({
         "node": "a", "nodes": ["a", "b"], "whenUnhealthy": "announce",
-        "always": [{ "interface": "eth0", "vips": ["198.51.100.0/24", "2001:db8::1"] }],
+        "always": [{ "interface": "eth0", "vips": ["198.51.100.0/24", "2001:db8::1"], "nodes": ["a"] }],
         "vrrp": [{
-            "name": "core", "interface": "eth0", "vrids": "10-13", "version": "3", "interval": "100ms", "priority": 200,
+            "name": "core", "interface": "eth0", "vrids": "10", "version": "3", "interval": "100ms", "priority": 200,
             "preempt": true, "preemptDelay": "5s", "startDelay": "1s", "peers": ["192.0.2.2", "fe80::2"],
-            "refresh": "60s", "virtualMac": true, "track": ["eth1"], "vips": ["198.51.100.0/24"]
-        }],
+            "refresh": "60s", "virtualMac": true, "linkLocal": "fe80::7", "track": ["eth1"],
+            "vips": ["198.51.100.0/24"], "nodes": ["a"]
+        }, { "name": "edge", "interface": "eth0", "vrids": "20-23" }],
         "bfd": [{
             "name": "fast", "interval": "50ms", "receiveInterval": "100ms", "multiplier": 3, "minimumTtl": 254
         }],

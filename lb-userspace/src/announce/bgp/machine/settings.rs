@@ -132,7 +132,7 @@ impl Settings {
 /// What the agent knows of its own restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestartFacts {
-    /// It has run on this node before, with sessions that the peer may still wait for.
+    /// Set where it has started: the peer may have a session of before still, and is told in its first OPEN.
     pub restarted: bool,
     /// Pinned maps were adopted: traffic of these families was forwarded all the time.
     pub forwarding: BTreeSet<Family>,
