@@ -15,7 +15,7 @@ use lb_tests::{
         team::{Kind, Team},
     },
     lab::{UPLINK, vip, wait_until},
-    programs::PATIENCE,
+    programs::{PATIENCE, prober::Prober},
 };
 use serde_json::Value;
 
@@ -77,10 +77,15 @@ fn a_drained_node_hands_over_before_it_lets_go() -> Result<()> {
     let mut team = beside("drained", 0, 200, 1)?;
     wait_state(&mut team, 0, "active")?;
     team.wait_answer(Some(0))?;
+    let prober = Prober::start(&team.cluster.element, team.target())?;
     team.agent(0)?.ask(&["drain"])?;
-    let router = wait_router(&mut team, 0, "the virtual router to have left", |router| {
-        (router["state"] == "init").then(|| router.clone())
+    team.agent(0)?.wait_status("traffic to be waited for", |status| {
+        (status["announce"]["leaving"] == "quieting").then_some(())
     })?;
+    team.agent(0)?.ask(&["drain", "--wait"])?;
+    ensure!(!prober.stop().sent.is_empty(), "nothing was sent meanwhile");
+    let router = team.agent(0)?.status()?["announce"]["routers"][0].clone();
+    ensure!(router["state"] == "init", "drained before it has handed over: {router}");
     let causes = &router["transitions"];
     ensure!(causes["successor_heard"] == 1 && causes["not_eligible"].is_null(), "it let go too soon: {router}");
     team.wait_answer(Some(1))?;

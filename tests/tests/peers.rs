@@ -267,6 +267,9 @@ fn a_packet_for_a_vip_whose_program_is_gone_does_not_come_back() -> Result<()> {
     let yaml = yaml(&lab, true, &bgp(", gracefulRestart: 60s"));
     let agent = Agent::start_with(&lab, &yaml)?;
     wait_routes(&bird, 2)?;
+    // Also where nothing of before was there: peers may have routes from before a start of the machine.
+    let peer = bird.control(&["show", "protocols", "all", "node"])?;
+    ensure!(peer.contains("Restart recovery"), "bit R is not set: {peer}");
     // Without an agent and without a program, while the router keeps its routes: the kernel gets what comes.
     let pins = agent.pins();
     agent.kill()?;

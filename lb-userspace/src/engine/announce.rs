@@ -35,6 +35,7 @@ use crate::{
     model::{
         Announce, Backend, Service,
         announce::{Prefix, WhenUnhealthy},
+        bgp::NodeSelection,
     },
     net::links::{Link, LinkKind, Links, mac_text},
     plan::{
@@ -96,6 +97,14 @@ impl Announcing {
         is_over
     }
 
+    /// Whether a segment finds VIPs here. Who does not answer may hold some.
+    pub(super) fn holds(&self) -> bool {
+        let Ok(announcer) = &self.announcer else { return false };
+        announcer.report().is_none_or(|report| {
+            !report.always.is_empty() || report.routers.iter().any(|router| router.status.hold_until.is_some())
+        })
+    }
+
     /// Whether a configuration can be followed.
     ///
     /// # Errors
@@ -123,7 +132,10 @@ pub(super) fn open(announce: &Announce) -> Result<Result<Opened, String>> {
 
 /// Whether a segment is to be told of anything, for which raw sockets are needed.
 fn needs_segments(announce: &Announce) -> bool {
-    !announce.always.is_empty() || !announce.vrrp.is_empty()
+    let mut always = announce.always.iter().map(|always| &always.nodes);
+    let mut groups = announce.vrrp.iter().map(|group| &group.nodes);
+    let is_here = |nodes: &NodeSelection| nodes.contains(&announce.node);
+    always.any(is_here) || groups.any(is_here)
 }
 
 fn is_wanted(announce: &Announce) -> bool {
@@ -347,7 +359,8 @@ impl Engine {
             is_running: link.is_running,
             is_vlan: link.kind == LinkKind::Vlan,
             attached: places.filter(is_attached).filter(|index| active.is_none_or(|active| active == *index)).collect(),
-            addresses: link.addresses.iter().map(|address| address.address).collect(),
+            // Nothing may be sent from one that another may have (RFC 4862, 5.4).
+            addresses: link.addresses.iter().filter(|own| !own.is_tentative).map(|own| own.address).collect(),
             prefixes: link
                 .addresses
                 .iter()

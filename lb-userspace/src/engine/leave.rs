@@ -105,7 +105,8 @@ impl Engine {
 
     fn begin_leaving(&mut self, ends: bool) {
         let wait = self.snapshot.announce.bgp.as_ref().map_or(Duration::ZERO, |bgp| bgp.shutdown_wait);
-        self.leave = Some(Leave::new(Departure::begin(wait, boot_time()), ends));
+        let has_held = self.announcing.holds();
+        self.leave = Some(Leave::new(Departure::begin(wait, has_held, boot_time()), ends));
         self.announce_anew();
     }
 
@@ -119,15 +120,17 @@ impl Engine {
     pub(super) fn go_on_leaving(&mut self) -> bool {
         let stage = self.stage();
         let Some(leave) = &self.leave else { return false };
-        if leave.departure.step() == Step::Done {
+        let step = leave.departure.step();
+        if step == Step::Done {
             return leave.ends;
         }
         self.peers.look(&mut self.helper);
         self.count_rate();
         let (sessions, is_told) = self.peers.told(&stage);
         let is_silent = self.peers.watch.is_silent();
+        let holds = (step == Step::Withdraw || step == Step::Mark && sessions == 0) && self.announcing.holds();
         let Some(leave) = &mut self.leave else { return false };
-        let seen = Seen { sessions, is_told, rate: leave.rate, is_silent };
+        let seen = Seen { sessions, is_told, rate: leave.rate, is_silent, holds };
         if leave.departure.follow(&seen, boot_time()) {
             let step = leave.departure.step();
             self.note_step(step);

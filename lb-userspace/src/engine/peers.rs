@@ -97,7 +97,8 @@ impl Peers {
         self.watch.begin(random());
         self.secrets = secrets;
         let forwarding = if is_adopted { Family::ALL.into() } else { BTreeSet::new() };
-        self.restart = RestartFacts { restarted: is_adopted, forwarding };
+        // Also after a start of the machine, which nothing tells from the first: its peers may still have routes of before.
+        self.restart = RestartFacts { restarted: true, forwarding };
         self.began = boot_time();
     }
 
@@ -441,7 +442,7 @@ fn way(peer: &BgpPeer, links: &Links, netlink: &mut Netlink, before: Option<&Wan
     let has = |link: &&Link, local: IpAddr| link.addresses.iter().any(|address| address.address == local);
     let over = named.or_else(|| local.and_then(|local| links.links.iter().find(|link| has(link, local))));
     let mut addresses = InterfaceAddresses::default();
-    for address in over.iter().flat_map(|link| &link.addresses).filter(|address| address.is_global).rev() {
+    for address in over.iter().flat_map(|link| &link.addresses).filter(|own| own.is_global && !own.is_tentative).rev() {
         match address.address {
             IpAddr::V4(v4) => addresses.ipv4 = Some(v4),
             IpAddr::V6(v6) => addresses.ipv6 = Some(v6),

@@ -130,6 +130,8 @@ pub struct InterfaceAddress {
     pub prefix_length: u8,
     /// Routable: neither link-local nor only for the host itself.
     pub is_global: bool,
+    /// It is not known yet whether another has it too (RFC 4862, 5.4), and nothing may be sent from it.
+    pub is_tentative: bool,
     /// Put there by an agent: see [`loopback`](super::loopback).
     pub is_assigned: bool,
 }
@@ -383,20 +385,21 @@ fn decode_xdp(attributes: &[LinkXdp]) -> Vec<XdpAttachment> {
 }
 
 fn decode_address(message: &AddressMessage) -> Option<InterfaceAddress> {
-    let (mut local, mut address, mut refused, mut is_assigned) = (None, None, false, false);
+    let (mut local, mut address, mut is_assigned, mut flags) = (None, None, false, AddressFlags::empty());
     for attribute in &message.attributes {
         match attribute {
             // On a point-to-point interface `Address` is the other end's; IPv6 has only that one otherwise.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => address = Some(*ip),
-            AddressAttribute::Flags(flags) => refused = flags.contains(AddressFlags::Dadfailed),
+            AddressAttribute::Flags(all) => flags = *all,
             AddressAttribute::Protocol(protocol) => is_assigned = *protocol == loopback::ASSIGNED,
             _ => {}
         }
     }
-    let address = local.or(address).filter(|_| !refused)?;
+    let address = local.or(address).filter(|_| !flags.contains(AddressFlags::Dadfailed))?;
+    let is_tentative = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
     let is_global = message.header.scope == AddressScope::Universe;
-    Some(InterfaceAddress { address, prefix_length: message.header.prefix_len, is_global, is_assigned })
+    Some(InterfaceAddress { address, prefix_length: message.header.prefix_len, is_global, is_tentative, is_assigned })
 }
 
 #[cfg(test)]

@@ -210,6 +210,7 @@ mod tests {
             address: ip(address),
             prefix_length: length.parse().unwrap(),
             is_global: true,
+            is_tentative: false,
             is_assigned: false,
         }
     }

@@ -92,6 +92,7 @@ fn set_links(facts: &mut Facts, descriptions: &[Description]) {
         address: "192.0.2.1".parse().unwrap(),
         prefix_length: 24,
         is_global: true,
+        is_tentative: false,
         is_assigned: false,
     });
 }

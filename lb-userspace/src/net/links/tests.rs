@@ -40,7 +40,12 @@ fn an_address_in_use_on_a_point_to_point_link_is_the_local_one() {
     let mut message = AddressMessage::default();
     let (ours, theirs) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
     message.attributes = vec![AddressAttribute::Address(theirs), AddressAttribute::Local(ours)];
-    assert_eq!(decode_address(&message).unwrap().address, ours);
+    let known = decode_address(&message).unwrap();
+    assert!(known.address == ours && !known.is_tentative);
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Tentative));
+    assert!(decode_address(&message).unwrap().is_tentative);
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Tentative | AddressFlags::Optimistic));
+    assert!(!decode_address(&message).unwrap().is_tentative, "it may be used meanwhile (RFC 4429)");
     message.attributes.push(AddressAttribute::Flags(AddressFlags::Dadfailed));
     assert_eq!(decode_address(&message), None);
 }
