@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_tests::lab::wait_until;
 use lb_userspace::announce::bfd::{
     driver::{Driver, Error, Report, SessionReport, boot_time},
     machine::{Cause, DropReason, Endpoint, Event, Heartbeat, Hops, Interface, MinimumTtl, Path, Settings},
@@ -198,11 +199,7 @@ impl Node {
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + WAIT_MAX;
-    while !holds() {
-        assert!(Instant::now() < end, "waited in vain: {what}");
-        thread::sleep(ms(10));
-    }
+    wait_until(what, WAIT_MAX, || Ok(holds().then_some(()))).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 fn address(text: &str) -> IpAddr {

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_tests::lab::wait_until;
 use lb_userspace::announce::bgp::{
     driver::{PeerReport, Problem, Report, Secret, Speaker, Wanted, WantedPeer},
     machine::{InterfaceAddresses, Mode, PeerAs, RestartFacts, Settings, State, Status},
@@ -37,11 +38,7 @@ pub fn run(command: &str) -> String {
 
 /// Waits for a condition.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + WAIT_MAX;
-    while !condition() {
-        assert!(Instant::now() < end, "not seen: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    wait_until(what, WAIT_MAX, || Ok(condition().then_some(()))).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 /// This thread is in that network namespace from here on.
@@ -244,16 +241,14 @@ impl Node {
 
     /// Waits for something that the peer's report shows.
     pub fn until(&self, what: &str, mut condition: impl FnMut(&PeerReport, &Status) -> bool) {
-        let end = Instant::now() + WAIT_MAX;
-        loop {
-            let report = self.report();
-            let is_seen = report.peers.first().is_some_and(|it| it.status.as_ref().is_some_and(|s| condition(it, s)));
-            if is_seen {
-                return;
-            }
-            assert!(Instant::now() < end, "not seen: {what}: {report:#?}");
-            thread::sleep(Duration::from_millis(20));
-        }
+        let mut last = Report::default();
+        let seen = wait_until(what, WAIT_MAX, || {
+            last = self.report();
+            let peer = last.peers.first();
+            let is_seen = peer.is_some_and(|peer| peer.status.as_ref().is_some_and(|status| condition(peer, status)));
+            Ok(is_seen.then_some(()))
+        });
+        seen.unwrap_or_else(|error| panic!("{error:#}: {last:#?}"));
     }
 
     pub fn until_established(&self) {

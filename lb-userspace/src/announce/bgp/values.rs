@@ -58,7 +58,7 @@ impl AsNumber {
     /// Refuses the two reserved numbers.
     pub const fn new(number: u32) -> Result<Self, ValueError> {
         //= rfc7607#2:zero MUST: AS 0 is nobody's, neither ours nor a peer's
-        //= rfc6793#9:as-trans MUST: the placeholder is nobody's number
+        //= rfc6793#9:as-trans MUST: AS_TRANS is nobody's number
         if number == 0 || number == AS_TRANS as u32 { Err(ValueError::ReservedAs(number)) } else { Ok(Self(number)) }
     }
 
@@ -71,7 +71,7 @@ impl AsNumber {
     /// What stands for it in fields of two octets (RFC 6793, 4.2.2).
     #[must_use]
     pub fn two_octets(self) -> u16 {
-        //= rfc6793#4.2.1:my-as MUST: the placeholder stands in the OPEN's field where the number does not fit
+        //= rfc6793#4.2.1:my-as MUST: AS_TRANS stands in the OPEN's field where the number does not fit
         u16::try_from(self.0).unwrap_or(AS_TRANS)
     }
 

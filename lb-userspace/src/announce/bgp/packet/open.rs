@@ -338,5 +338,5 @@ pub(super) const fn address_type(family: Family) -> AddressType {
     }
 }
 
-// The placeholder is what a speaker without the capability sends for a number that does not fit: it names nobody.
+// AS_TRANS is what a speaker without the capability sends for a number that does not fit: it names nobody.
 const _: () = assert!(AsNumber::new(AS_TRANS as u32).is_err());
