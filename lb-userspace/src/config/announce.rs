@@ -13,7 +13,7 @@ use serde_saphyr::Spanned;
 use super::{
     problem::{Position, Problem},
     raw::announce::{RawAlways, RawAnnounce, RawVrrp},
-    scalar::{Scalar, position, quote},
+    scalar::{Scalar, decimal, position, quote},
     validate::{bounded, interface_name, missing, repeated},
 };
 use crate::{
@@ -260,7 +260,7 @@ impl Reader<'_> {
             self.problems.push(missing(place, "vrids", WHAT));
             return None;
         };
-        let number = |text: &str| text.parse::<u8>().ok().filter(|vrid| *vrid != 0);
+        let number = |text: &str| decimal::<u8>(text).filter(|vrid| *vrid != 0);
         let (first, last) = raw.text.split_once('-').unwrap_or((&raw.text, &raw.text));
         let range = match (number(first), number(last)) {
             (Some(first), Some(last)) if first <= last => first..=last,
@@ -390,7 +390,7 @@ pub(super) fn prefix(raw: &Scalar) -> Result<Prefix, Problem> {
     let refuse = || raw.problem(format!("{} is no prefix of addresses", quote(&raw.text)), ADVICE);
     let address: IpAddr = address.parse().map_err(|_| refuse())?;
     let whole = if address.is_ipv4() { 32 } else { 128 };
-    let length: u8 = length.map_or(Ok(whole), str::parse).map_err(|_| refuse())?;
+    let length = length.map_or(Some(whole), decimal).ok_or_else(refuse)?;
     let is_beyond = length > whole;
     Prefix::new(address, length).ok_or_else(|| {
         if is_beyond {

@@ -19,7 +19,7 @@ use super::{
         announce::RawAnnounce,
         bgp::{RawBfd, RawBgp, RawPeer},
     },
-    scalar::{Scalar, position, quote},
+    scalar::{Scalar, decimal, position, quote},
     validate::{bounded, interface_name, missing, repeated},
 };
 use crate::{
@@ -477,7 +477,7 @@ fn aggregate(raw: &Scalar) -> Result<Prefix, Problem> {
 }
 
 fn community(raw: &Scalar) -> Result<Community, Problem> {
-    let parts: Option<Vec<u16>> = raw.text.split(':').map(|part| part.parse().ok()).collect();
+    let parts: Option<Vec<u16>> = raw.text.split(':').map(decimal).collect();
     match parts.as_deref() {
         Some([own, value]) => Ok(Community(u32::from(*own) << 16 | u32::from(*value))),
         _ => {
@@ -489,7 +489,7 @@ fn community(raw: &Scalar) -> Result<Community, Problem> {
 }
 
 fn large_community(raw: &Scalar) -> Result<LargeCommunity, Problem> {
-    let parts: Option<Vec<u32>> = raw.text.split(':').map(|part| part.parse().ok()).collect();
+    let parts: Option<Vec<u32>> = raw.text.split(':').map(decimal).collect();
     match parts.as_deref() {
         Some([own, first, second]) => Ok(LargeCommunity(*own, *first, *second)),
         _ => {

@@ -46,13 +46,13 @@ kind! {
     /// An IPv4 or IPv6 address.
     Address: { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] }
     /// An address, or a prefix of some with its length.
-    AddressPrefix: { "type": "string", "pattern": "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$" }
+    AddressPrefix: { "type": "string", "pattern": "^[0-9a-fA-F:.]+(/(0|[1-9][0-9]{0,2}))?$" }
     /// An address family.
     FamilyName: { "type": "string", "enum": ["ipv4", "ipv6"] }
     /// Two numbers with a colon in between.
-    NumberPair: { "type": "string", "pattern": "^[0-9]+:[0-9]+$" }
+    NumberPair: { "type": "string", "pattern": "^(0|[1-9][0-9]*):(0|[1-9][0-9]*)$" }
     /// Three numbers with colons in between.
-    NumberTriple: { "type": "string", "pattern": "^[0-9]+:[0-9]+:[0-9]+$" }
+    NumberTriple: { "type": "string", "pattern": "^(0|[1-9][0-9]*):(0|[1-9][0-9]*):(0|[1-9][0-9]*)$" }
     /// An absolute path.
     PathName: { "type": "string", "pattern": "^/(?!.*(^|/)\\.\\.(/|$))" }
 }

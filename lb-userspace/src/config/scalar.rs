@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     ops::RangeInclusive,
     path::{Component, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -55,6 +56,12 @@ pub(super) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a s
         .filter(|(distance, candidate)| *distance <= candidate.chars().count().div_ceil(3))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// A number as it is printed. [`str::parse`] takes a sign and zeros before it too, which the schema does not.
+pub(super) fn decimal<T: FromStr>(text: &str) -> Option<T> {
+    let is_printed = text == "0" || !text.starts_with(['0', '+', '-']);
+    is_printed.then(|| text.parse().ok()).flatten()
 }
 
 impl Scalar {

@@ -82,7 +82,7 @@ pub(in crate::config) struct RawVrrp {
     pub interface: Option<Scalar>,
     /// Virtual router identifier, 1 to 255, or a range of them, `10-13`: VIPs are shared out over these, and the nodes take turns
     /// in being the first for each. With another vendor's router on the segment use one, and list every VIP there too.
-    #[schemars(with = "Text", extend("pattern" = "^[0-9]{1,3}(-[0-9]{1,3})?$"))]
+    #[schemars(with = "Text", extend("pattern" = "^[1-9][0-9]{0,2}(-[1-9][0-9]{0,2})?$"))]
     pub vrids: Option<Scalar>,
     /// 3 (RFC 9568), or 2 (RFC 3768) for IPv4 with routers that know nothing newer.
     #[schemars(with = "Option<Text>", extend("enum" = optional_words(&VERSIONS), "default" = "3"))]

@@ -86,7 +86,7 @@ pub(in crate::config) struct RawPeer {
     #[schemars(with = "Option<Number>", range(min = 1, max = u16::MAX), extend("default" = 179))]
     pub port: Option<Scalar>,
     /// The number of its autonomous system, or `external` for any but ours.
-    #[schemars(with = "Text", extend("pattern" = "^([0-9]+|external)$"))]
+    #[schemars(with = "Text", extend("pattern" = "^(\\+?[0-9]+|external)$"))]
     pub r#as: Option<Scalar>,
     /// What is announced to it, over one session.
     #[schemars(
