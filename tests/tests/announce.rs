@@ -3,8 +3,11 @@
 //! How a segment learns where a VIP is: without any election, and by VRRP with another vendor's router.
 
 use std::{
-    io::ErrorKind,
+    fs,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Command,
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
     agent::{Agent, Configuration, Service, available, check_nothing_left, detach},
-    lab::{ELEMENT, Family, Lab, NODE, ROUTER_END, UPLINK, vip, wait_until},
+    lab::{ELEMENT, Family, Lab, NODE, ROUTER_END, UPLINK, attach_pass, vip, wait_until},
     packets::Packet,
     pinned::Pinned,
     programs::{
@@ -138,6 +141,69 @@ fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reac
     Agent::start_with(&lab, &yaml(&lab, &Family::BOTH, true, "{}"))?.stop()?;
     forget_neighbors(&lab)?;
     ensure!(!lab.router.run(|| is_reached(vip(1).v4.into())), "who announces nothing answers for a VIP");
+    check_nothing_left(&lab)
+}
+
+/// Pins of the links to programs whose names begin so.
+fn links(agent: &Agent, program: &str) -> Result<Vec<PathBuf>> {
+    let pins: io::Result<Vec<PathBuf>> =
+        fs::read_dir(agent.pins().join("links"))?.map(|entry| Ok(entry?.path())).collect();
+    let is_it = |pin: &PathBuf| pin.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program));
+    let pins: Vec<PathBuf> = pins?.into_iter().filter(is_it).collect();
+    ensure!(!pins.is_empty(), "no link of {program}");
+    Ok(pins)
+}
+
+fn detach_uplink(agent: &Agent) -> Result<()> {
+    for pin in links(agent, "sluice_xdp-")? {
+        let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_that_somebody_detached_are_attached_anew_or_nothing_is_announced() -> Result<()> {
+    if !available("announce") {
+        return Ok(());
+    }
+    let lab = Lab::on_segment("detached")?;
+    let always = format!("{{ always: [{{ interface: {UPLINK} }}] }}");
+    let listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
+    let agent = Agent::start_with(&lab, &yaml(&lab, &[Family::V4], true, &always))?;
+    let wait_against = |what: &str, wanted: &[&str]| {
+        agent.wait_status(what, |status| (against(status, vip(1).v4.into())? == wanted).then_some(()))
+    };
+    wait_against("the VIP to be announced", &[])?;
+    let mut session = Conversation::open(&lab.element, target(Family::V4), &listener)?;
+
+    let wait_restored = |times| {
+        let is_it = |line: &&String| line.contains("somebody has detached a program of ours; it is attached anew");
+        let seen = || Ok((agent.log().iter().filter(is_it).count() == times).then_some(()));
+        wait_until("programs to be attached anew", PATIENCE, seen).with_context(|| agent.log_tail())
+    };
+    detach_uplink(&agent)?;
+    wait_restored(1)?;
+    session.exchange(Speaker::Client)?;
+    for pin in links(&agent, "sluice_return-")? {
+        fs::remove_file(pin)?;
+    }
+    wait_restored(2)?;
+    session.exchange(Speaker::Pod)?;
+
+    // Another program may take the place before it is attached anew, or not.
+    let other = wait_until("another program to take the place", PATIENCE, || {
+        // There may be none between two tries.
+        let _ = detach_uplink(&agent);
+        Ok(attach_pass(&lab.node, UPLINK).ok())
+    })?;
+    wait_against("the VIP to be withheld", &["no_program"])?;
+    forget_neighbors(&lab)?;
+    ensure!(!lab.router.run(|| is_reached(vip(1).v4.into())), "something answers for the VIP");
+    drop(other);
+    wait_against("the VIP to be announced again", &[])?;
+    session.exchange(Speaker::Client)?;
+    agent.stop()?;
     check_nothing_left(&lab)
 }
 

@@ -125,9 +125,23 @@ pub struct RouterReport {
     pub virtual_mac: Option<(InterfaceIndex, Mac)>,
     /// How long it is in its state.
     pub since_seconds: u64,
+    /// What went wrong last.
+    pub last_error: Option<RouterError>,
     /// Everything else.
     #[serde(flatten)]
     pub status: Status,
+}
+
+/// What went wrong with a virtual router.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouterError {
+    /// How many seconds ago.
+    pub seconds_ago: u64,
+    /// `malformed`, `differs` or `unsent`.
+    pub cause: &'static str,
+    /// What exactly, and who has done it.
+    pub detail: String,
 }
 
 /// Somebody else who claims a held address.

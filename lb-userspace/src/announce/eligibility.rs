@@ -54,6 +54,8 @@ pub struct VipFacts {
     /// Backends that packets reach from here and that take new connections. Until there is delivery between nodes, those
     /// of this node.
     pub reachable: usize,
+    /// Backends of this node into whose pods no rung has brought a packet by the self-test.
+    pub untested: usize,
     /// Backends whose pods can be reached from here, but whose health checks fail.
     pub unhealthy: usize,
     /// It was lost too often lately, and has not been well for long enough.
@@ -176,11 +178,20 @@ impl fmt::Display for Means {
     }
 }
 
+/// What of an announcement depends on this node as it is. All else is the configuration's, and the same on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Backends that can be reached, of which link bandwidth is made.
+    pub backends: usize,
+    /// It is marked as going (RFC 8326): this node hands over.
+    pub is_going: bool,
+}
+
 /// What is decided of a VIP and means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It may be announced.
-    Announce,
+    /// It may be announced, with these.
+    Announce(Attributes),
     /// Everything that is against it; never empty.
     Withhold(BTreeSet<Reason>),
 }
@@ -189,7 +200,7 @@ impl Decision {
     /// This too is against it.
     pub(super) fn add(&mut self, reason: Reason) {
         match self {
-            Self::Announce => *self = Self::Withhold([reason].into()),
+            Self::Announce(_) => *self = Self::Withhold([reason].into()),
             Self::Withhold(reasons) => drop(reasons.insert(reason)),
         }
     }
@@ -205,6 +216,8 @@ pub enum Reason {
     NoBackends,
     /// None of its backends can be reached from this node.
     NoReachableBackend,
+    /// The self-test has not brought a packet into the pod of any that is on this node.
+    SelfTestFailed,
     /// All that can be reached fail their health checks.
     Unhealthy,
     /// An interface is not there.
@@ -268,6 +281,7 @@ impl Reason {
             Self::NotInstalled => "not_installed",
             Self::NoBackends => "no_backends",
             Self::NoReachableBackend => "no_reachable_backend",
+            Self::SelfTestFailed => "self_test_failed",
             Self::Unhealthy => "unhealthy",
             Self::NoInterface { .. } => "no_interface",
             Self::InterfaceDown { .. } => "interface_down",
@@ -294,6 +308,9 @@ impl fmt::Display for Reason {
             Self::NotInstalled => f.write_str("the maps do not have it yet"),
             Self::NoBackends => f.write_str("its services have no backends"),
             Self::NoReachableBackend => f.write_str("none of its backends can be reached from this node"),
+            Self::SelfTestFailed => {
+                f.write_str("no packet came into its pods on this node by the self-test: `sluice status` says why")
+            }
             Self::Unhealthy => f.write_str("all of its backends on this node fail their health checks"),
             Self::NoInterface { interface } => write!(f, "there is no interface {interface}"),
             Self::InterfaceDown { interface } => write!(f, "{interface} is down"),
@@ -333,7 +350,9 @@ pub fn decide(facts: &Facts, vip: IpAddr, means: &Means, scope: Scope) -> Decisi
     check(known.is_installed, Reason::NotInstalled);
     check(known.has_backends, Reason::NoBackends);
     // Without any there is none to be reached: one reason is enough.
-    check(known.reachable + known.unhealthy != 0 || !known.has_backends, Reason::NoReachableBackend);
+    let is_near = known.reachable + known.unhealthy + known.untested != 0;
+    check(is_near || !known.has_backends, Reason::NoReachableBackend);
+    check(known.reachable != 0 || known.untested == 0, Reason::SelfTestFailed);
     check(known.reachable != 0 || known.unhealthy == 0, Reason::Unhealthy);
     for interface in means.interface().into_iter().chain(means.tracked().iter().map(String::as_str)) {
         let named = || interface.to_owned();
@@ -361,7 +380,12 @@ pub fn decide(facts: &Facts, vip: IpAddr, means: &Means, scope: Scope) -> Decisi
             }
         }
     }
-    if against.is_empty() { Decision::Announce } else { Decision::Withhold(against) }
+    if against.is_empty() {
+        let is_going = facts.leaving != Leaving::Stays;
+        Decision::Announce(Attributes { backends: known.reachable, is_going })
+    } else {
+        Decision::Withhold(against)
+    }
 }
 
 impl InterfaceFacts {
@@ -409,7 +433,7 @@ mod tests {
 
     fn against(facts: &Facts, means: &Means) -> Vec<&'static str> {
         match decide(facts, VIP.parse().unwrap(), means, Scope::ALL) {
-            Decision::Announce => Vec::new(),
+            Decision::Announce(_) => Vec::new(),
             Decision::Withhold(reasons) => reasons.iter().map(Reason::name).collect(),
         }
     }
@@ -418,9 +442,14 @@ mod tests {
     fn what_nothing_is_against_is_announced() {
         for means in means() {
             for vip in [VIP, "2001:db8:1::1"] {
-                assert_eq!(decide(&facts(), vip.parse().unwrap(), &means, Scope::ALL), Decision::Announce, "{means}");
+                let plain = Decision::Announce(Attributes { backends: 1, is_going: false });
+                assert_eq!(decide(&facts(), vip.parse().unwrap(), &means, Scope::ALL), plain, "{means}");
             }
         }
+        let going = Facts { leaving: Leaving::HandsOver, ..facts() };
+        let [.., route] = means();
+        let marked = Decision::Announce(Attributes { backends: 1, is_going: true });
+        assert_eq!(decide(&going, VIP.parse().unwrap(), &route, Scope::ALL), marked);
     }
 
     #[test]
@@ -432,11 +461,17 @@ mod tests {
         fn interface<'a>(facts: &'a mut Facts, name: &str) -> &'a mut InterfaceFacts {
             facts.interfaces.get_mut(name).unwrap()
         }
-        let changes: [Change; 16] = [
+        let changes: [Change; 19] = [
             (|facts| vip(facts).is_installed = false, [&["not_installed"]; 3]),
             (|facts| vip(facts).reachable = 0, [&["no_reachable_backend"]; 3]),
             (|facts| (vip(facts).reachable, vip(facts).unhealthy) = (0, 2), [&["unhealthy"]; 3]),
             (|facts| vip(facts).unhealthy = 2, [&[]; 3]),
+            (|facts| (vip(facts).reachable, vip(facts).untested) = (0, 2), [&["self_test_failed"]; 3]),
+            (|facts| vip(facts).untested = 2, [&[]; 3]),
+            (
+                |facts| *vip(facts) = VipFacts { reachable: 0, unhealthy: 1, untested: 1, ..*vip(facts) },
+                [&["self_test_failed", "unhealthy"]; 3],
+            ),
             (|facts| *vip(facts) = VipFacts { is_installed: true, ..VipFacts::default() }, [&["no_backends"]; 3]),
             (|facts| interface(facts, "eth0").is_running = false, [&["interface_down"], &["interface_down"], &[]]),
             (|facts| interface(facts, "eth0").attached.clear(), [&["no_program"], &["no_program"], &[]]),

@@ -146,7 +146,7 @@ impl Wanted {
             let decision = self.decide(*vip, Means::Always { interface: always.interface.clone() }, scope, facts);
             if has_vip && has_node {
                 let holds = self.always.entry((always.interface.clone(), *vip)).or_default();
-                *holds |= decision == Decision::Announce;
+                *holds |= matches!(decision, Decision::Announce(_));
             }
         }
     }
@@ -159,8 +159,8 @@ impl Wanted {
         for vip in vips {
             let has_family = peer.families.contains(&bgp::values::Family::of(*vip));
             let scope = Scope { has_vip: peer.vips.contains(*vip), has_family, has_node };
-            if self.decide(*vip, means.clone(), scope, facts) == Decision::Announce {
-                announced.insert(*vip, facts.vips.get(vip).map_or(0, |vip| vip.reachable));
+            if let Decision::Announce(attributes) = self.decide(*vip, means.clone(), scope, facts) {
+                announced.insert(*vip, attributes.backends);
             }
         }
         self.routes.insert(peer.name.clone(), routes::routes(peer, &announced));
@@ -221,7 +221,7 @@ impl Wanted {
                 let has_backends = facts.vips.get(vip).is_some_and(|vip| vip.has_backends);
                 // What a node hands over it serves until then.
                 let holds = match self.decide(*vip, means.clone(), Scope::ALL, facts) {
-                    Decision::Announce => true,
+                    Decision::Announce(_) => true,
                     Decision::Withhold(reasons) => {
                         is_split |= reasons == [Reason::NoReachableBackend].into();
                         reasons.iter().all(|reason| *reason == Reason::Draining)

@@ -199,9 +199,12 @@ fn link_info(pin: &Path) -> io::Result<bpf_link_info> {
 }
 
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
-/// and until then refuses the next program in the same place.
+/// and until then refuses the next program in the same place. One whose pin is gone is detached by the kernel.
 pub fn detach(pin: &Path) -> io::Result<()> {
-    let link = open_pinned(pin, 0)?;
+    let link = match open_pinned(pin, 0) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
     // SAFETY: there is no address.
     let detached = unsafe {
         syscall::bpf(bpf_cmd::BPF_LINK_DETACH, |attributes| {

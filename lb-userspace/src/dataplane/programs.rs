@@ -253,6 +253,46 @@ impl Attached {
         }
     }
 
+    /// Interfaces of which somebody else has detached a program, or taken its link's pin away.
+    pub fn bereft(&self) -> Vec<u32> {
+        self.places.keys().copied().filter(|ifindex| !self.is_whole(*ifindex)).collect()
+    }
+
+    /// Whether every program that was attached to an interface still is: by its link, whatever netlink shows.
+    pub fn is_whole(&self, ifindex: u32) -> bool {
+        self.places.get(&ifindex).is_some_and(|programs| programs.iter().all(|program| self.leads_to(program, ifindex)))
+    }
+
+    fn leads_to(&self, program: &ProgramStatus, ifindex: u32) -> bool {
+        let pin = self.links.join(format!("{}-{ifindex}", program.name));
+        bpffs::interface_of(&pin).is_ok_and(|interface| interface == Some(ifindex))
+    }
+
+    /// Attaches again what somebody else has detached from an interface; the other programs go on.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, as for XDP while another program has the interface. What is missing then is noted nowhere.
+    pub fn restore(&mut self, object: &mut Ebpf, link: &Link, choice: XdpModeChoice) -> Result<(), DataPlaneError> {
+        let programs = self.places.remove(&link.index).unwrap_or_default();
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            programs.into_iter().partition(|program| self.leads_to(program, link.index));
+        self.places.insert(link.index, kept);
+        for program in lost {
+            let pin = self.links.join(format!("{}-{}", program.name, link.index));
+            // There may be one that leads nowhere.
+            let _ = fs::remove_file(pin);
+            match PLACES.into_iter().find(|(name, _)| program.name == *name) {
+                Some((XDP, _)) => drop(self.attach_xdp(object, link, choice)?),
+                Some((name, "tcx egress")) => {
+                    self.attach_tc(object, name, link.index, &link.name, TcAttachType::Egress)?;
+                }
+                Some((name, _)) => self.attach_tc(object, name, link.index, &link.name, TcAttachType::Ingress)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Interfaces with programs.
     pub fn interfaces(&self) -> Vec<u32> {
         self.places.keys().copied().collect()

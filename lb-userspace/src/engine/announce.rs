@@ -25,7 +25,7 @@ use crate::{
             machine::{NotAnnounced, State},
         },
         driver::{Announcer, Answers, Opened, Report, RouterReport, boot_time},
-        eligibility::{Decision, Facts, InterfaceFacts, Means, Reason, VipFacts},
+        eligibility::{Attributes, Decision, Facts, InterfaceFacts, Means, Reason, VipFacts},
         vrrp::{Family, Version},
         wanted::wanted,
         warnings::{SharedFates, Warning, warnings},
@@ -44,7 +44,7 @@ use crate::{
     },
     status::{
         AgainstStatus, AlarmStatus, AnnounceStatus, BackendState, ConflictStatus, HeardStatus, MeansStatus,
-        RouterStatus, VipStatus,
+        PeerErrorStatus, RouterStatus, VipStatus,
     },
 };
 
@@ -293,12 +293,12 @@ impl Engine {
         if let Ok(announcer) = &self.announcing.announcer {
             announcer.beat();
         }
-        self.peers.watch.beat(boot_time(), !self.uplinks.is_empty());
+        self.peers.watch.beat(boot_time(), self.has_data_plane());
     }
 
     /// The same ahead of a plan of everything, which takes seconds on a large node.
     pub(super) fn beat_for_long(&self) {
-        self.peers.watch.beat_for_long(boot_time(), !self.uplinks.is_empty());
+        self.peers.watch.beat_for_long(boot_time(), self.has_data_plane());
     }
 
     /// Hands over to other nodes.
@@ -321,6 +321,9 @@ impl Engine {
             let failing = failing(service, self.health.failed(), &addresses);
             for InstalledBackend { endpoint, value, weight, drain, .. } in backends {
                 if value.rung == rung::NONE || *weight == 0 {
+                    let found = self.findings.get(&(endpoint.address, service.rung));
+                    let is_refused = found.is_some_and(|found| found.state == BackendState::SelfTestFailed);
+                    facts.untested += usize::from(is_refused && *weight != 0);
                     continue;
                 }
                 match (failing.contains(endpoint), drain) {
@@ -390,6 +393,7 @@ impl Engine {
             means: all.iter().map(|one| means(one, *vip)).collect(),
             warnings: self.announcing.warnings.get(vip).into_iter().flatten().map(ToString::to_string).collect(),
         };
+        let bfd = self.bfd_shown();
         AnnounceStatus {
             vips: self.announcing.decisions.iter().map(vip).collect(),
             routers: report.routers.iter().map(router_status).collect(),
@@ -397,8 +401,10 @@ impl Engine {
             malformed: report.malformed.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             leaving: self.leaving_word().map(str::to_owned),
             bgp: self.bgp_status(),
-            bfd: self.bfd_status(),
-            bfd_scheduling: self.bfd_scheduling(),
+            bgp_refused: self.bgp_refused(),
+            bfd: bfd.sessions,
+            bfd_dropped: bfd.dropped,
+            bfd_scheduling: bfd.scheduling,
             error,
         }
     }
@@ -426,10 +432,10 @@ fn means_status(
 ) -> MeansStatus {
     let against = match (decision, means) {
         (Decision::Withhold(reasons), _) => reasons.iter().map(against).collect(),
-        (Decision::Announce, Means::Bgp { peer, .. }) => {
+        (Decision::Announce(_), Means::Bgp { peer, .. }) => {
             held_back(peers, peer, vip).map(not_announced).into_iter().collect()
         }
-        (Decision::Announce, Means::Always { .. } | Means::Vrrp { .. }) => Vec::new(),
+        (Decision::Announce(_), Means::Always { .. } | Means::Vrrp { .. }) => Vec::new(),
     };
     let router = match means {
         Means::Always { .. } | Means::Bgp { .. } => None,
@@ -447,7 +453,8 @@ fn means_status(
     let heard = router.and_then(|router| router.status.heard);
     let heard = heard.filter(|heard| heard.priority.get() != 0 && heard.may_live(now));
     let holder = heard.filter(|_| !holds).map(|heard| heard.address);
-    MeansStatus { means: means.to_string(), holds, holder, against }
+    let is_going = matches!(decision, Decision::Announce(Attributes { is_going: true, .. }));
+    MeansStatus { means: means.to_string(), holds, is_going, holder, against }
 }
 
 /// Why a peer has not been sent what it is to have.
@@ -475,7 +482,7 @@ fn conflict_status(conflict: &crate::announce::driver::ConflictReport) -> Confli
 }
 
 fn router_status(router: &RouterReport) -> RouterStatus {
-    let RouterReport { group, interface, virtual_mac, since_seconds, status } = router;
+    let RouterReport { group, interface, virtual_mac, since_seconds, last_error, status } = router;
     let counters = &status.counters;
     let ignored = counters.ignored.iter().map(|(reason, count)| (reason.name().to_owned(), *count));
     let malformed = counters.malformed.iter().map(|(reason, count)| (reason.name().to_owned(), *count));
@@ -507,6 +514,12 @@ fn router_status(router: &RouterReport) -> RouterStatus {
         transitions: counters.transitions.iter().map(|(cause, count)| (word(cause), *count)).collect(),
         discarded: ignored.chain(malformed).collect(),
         alarms: status.alarms.iter().map(|(kind, record)| (kind.name().to_owned(), alarm(record))).collect(),
+        last_error: last_error.as_ref().map(|error| PeerErrorStatus {
+            seconds_ago: error.seconds_ago,
+            cause: error.cause.to_owned(),
+            detail: error.detail.clone(),
+            words: None,
+        }),
     }
 }
 

@@ -329,6 +329,7 @@ impl Engine {
     /// What cannot wait for the next tick. True where the agent is to end.
     fn pulse(&mut self) -> bool {
         self.pulsed = Instant::now();
+        self.restore_uplinks();
         if self.announcing.take_waited() {
             self.announce_anew();
         }
@@ -337,6 +338,7 @@ impl Engine {
 
     /// What time alone brings.
     fn look_after(&mut self, ticks: u64) {
+        self.restore_programs();
         self.look_after_peers(ticks);
         self.retire();
         self.sweep_flows();

@@ -15,7 +15,7 @@ use crate::{
         },
         bgp::{
             driver::{PeerReport, Shown},
-            machine::{Bfd, ByType, LastError, Stage, Status},
+            machine::{Bfd, ByType, Counters, LastError, Stage, Status},
         },
         driver::boot_time,
     },
@@ -51,24 +51,41 @@ impl Engine {
         all
     }
 
-    /// How the thread of BFD is scheduled, where it has sessions.
-    pub(super) fn bfd_scheduling(&self) -> Option<String> {
-        let watch = &self.peers.watch;
-        let report = watch.is_busy().then(|| watch.report())?.ok()?;
-        Some(scheduling_words(&report.scheduling))
+    /// Connections for BGP that were closed before a word.
+    pub(super) fn bgp_refused(&self) -> BTreeMap<String, u64> {
+        let report = self.peers.report();
+        [("stranger", report.strangers), ("peer", report.refused)]
+            .map(|(whose, count)| (whose.to_owned(), count))
+            .into()
     }
 
-    /// Every session, by peer.
-    pub(super) fn bfd_status(&self) -> Vec<BfdStatus> {
+    /// What there is of BFD; nothing where it has no sessions.
+    pub(super) fn bfd_shown(&self) -> BfdShown {
         let watch = &self.peers.watch;
         if !watch.is_busy() {
-            return Vec::new();
+            return BfdShown::default();
         }
         let now = boot_time();
         let report = watch.report();
         let status = |(peer, session): (&String, &Session)| bfd_status(peer, session, report.as_ref(), now);
-        watch.sessions().iter().map(status).collect()
+        let dropped = report.iter().flat_map(|report| &report.dropped).filter(|(_, count)| *count != 0);
+        BfdShown {
+            sessions: watch.sessions().iter().map(status).collect(),
+            scheduling: report.as_ref().ok().map(|report| scheduling_words(&report.scheduling)),
+            dropped: dropped.map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+        }
     }
+}
+
+/// What is shown of BFD.
+#[derive(Default)]
+pub(super) struct BfdShown {
+    /// Every session, by peer.
+    pub sessions: Vec<BfdStatus>,
+    /// How its thread is scheduled.
+    pub scheduling: Option<String>,
+    /// Datagrams that reached no session, by reason.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 fn scheduling_words(scheduling: &bfd::Scheduling) -> String {
@@ -111,6 +128,7 @@ fn bgp_status(peer: &PeerReport, now: Duration) -> BgpStatus {
         established: counters.established,
         received: by_type(&counters.received),
         sent: by_type(&counters.sent),
+        errors: errors(counters),
         transitions: status.causes.iter().map(|(cause, count)| (camel(word(cause)), *count)).collect(),
         last_error: status.last_error.as_ref().map(|error| error_status(error, now)),
         ..plain
@@ -151,6 +169,13 @@ const fn bfd_word(bfd: Bfd) -> &'static str {
         Bfd::AdminDown => "adminDown",
         Bfd::SilentSince(_) => "silentSince",
     }
+}
+
+fn errors(counters: &Counters) -> BTreeMap<String, u64> {
+    let Counters { header_errors, open_errors, unexpected, refreshes_ignored, .. } = *counters;
+    let all =
+        [("header", header_errors), ("open", open_errors), ("unexpected", unexpected), ("refresh", refreshes_ignored)];
+    all.map(|(kind, count)| (kind.to_owned(), count)).into()
 }
 
 fn by_type(counts: &ByType) -> BTreeMap<String, u64> {

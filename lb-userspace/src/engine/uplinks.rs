@@ -146,6 +146,52 @@ impl Engine {
         info!(uplink = uplink.wanted.interface, "uplink released");
     }
 
+    /// Whether packets meet the programs of any uplink, by the kernel's word of this moment.
+    pub(super) fn has_data_plane(&self) -> bool {
+        self.uplinks.iter().any(|uplink| self.attached.is_whole(uplink.ifindex))
+    }
+
+    /// Attaches anew what somebody else has detached from uplinks, or announces no more what nothing would steer.
+    pub(super) fn restore_uplinks(&mut self) {
+        let attached = self.uplinks.iter().map(|uplink| uplink.ifindex);
+        let bereft = attached.filter(|ifindex| !self.attached.is_whole(*ifindex)).collect();
+        self.restore(bereft);
+    }
+
+    /// The same for pods' interfaces too.
+    pub(super) fn restore_programs(&mut self) {
+        let bereft = self.attached.bereft();
+        self.restore(bereft);
+    }
+
+    fn restore(&mut self, bereft: Vec<u32>) {
+        if bereft.is_empty() {
+            return;
+        }
+        let Ok(links) = links::of_node(&mut self.netlink) else { return };
+        for ifindex in bereft {
+            // Of one that goes netlink tells.
+            let Some(link) = links.iter().find(|link| link.index == ifindex) else { continue };
+            let uplink = self.uplinks.iter().position(|uplink| uplink.ifindex == ifindex);
+            let mode = uplink.map_or(XdpModeChoice::Auto, |at| self.uplinks[at].wanted.mode);
+            // Connections are not listed as at the first time: those of VIPs would be taken for others.
+            let restored = self.attached.restore(&mut self.object, link, mode);
+            let error = restored.as_ref().err().map(ToString::to_string);
+            warn!(interface = link.name, error, "somebody has detached a program of ours; it is attached anew");
+            if restored.is_err() {
+                match uplink {
+                    Some(at) => {
+                        let uplink = self.uplinks.remove(at);
+                        self.release(&uplink);
+                    }
+                    None => self.attached.detach(ifindex),
+                }
+            }
+        }
+        // What is still missing is in `waiting`, and tried again with the next tick.
+        let _ = self.reconcile();
+    }
+
     /// Drops uplinks that are gone, attaches those that are back. Returns why others are missing.
     pub(super) fn follow_uplinks(&mut self, links: &Links) -> Vec<String> {
         let (here, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(|uplink| {

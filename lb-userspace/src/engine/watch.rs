@@ -110,7 +110,11 @@ impl Watch {
                 warn!(peer, %diagnostic, cause, "BFD is down");
             }
             Event::RemoteAdminDown { diagnostic } => info!(peer, %diagnostic, "BFD was ended by the peer's operator"),
-            Event::AdminDownSent | Event::Stopped => {
+            Event::AdminDownSent => {
+                info!(peer, "BFD was ended by our order: the peer is told AdminDown");
+                self.silent.insert(path);
+            }
+            Event::Stopped => {
                 self.silent.insert(path);
             }
         }

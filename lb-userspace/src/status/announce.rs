@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BfdStatus, BgpStatus};
+use super::{BfdStatus, BgpStatus, PeerErrorStatus};
 
 /// What the network is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +25,16 @@ pub struct AnnounceStatus {
     /// BGP peers, by name.
     #[serde(default)]
     pub bgp: Vec<BgpStatus>,
+    /// Connections for BGP that were closed before a word, by whose they were: `stranger`, who is no peer, or `peer`: too
+    /// many at once, or without the password.
+    #[serde(default)]
+    pub bgp_refused: BTreeMap<String, u64>,
     /// BFD sessions, by peer.
     #[serde(default)]
     pub bfd: Vec<BfdStatus>,
+    /// Datagrams for BFD that reached no session, by reason.
+    #[serde(default)]
+    pub bfd_dropped: BTreeMap<String, u64>,
     /// How the thread of BFD is scheduled: `realtime` and its priority, or why it is not.
     #[serde(default)]
     pub bfd_scheduling: Option<String>,
@@ -56,6 +63,9 @@ pub struct MeansStatus {
     pub means: String,
     /// Whether this node answers for it now.
     pub holds: bool,
+    /// It is announced as going: this node hands over.
+    #[serde(default)]
+    pub is_going: bool,
     /// Who answers, as heard on the segment, where this node does not.
     pub holder: Option<IpAddr>,
     /// Everything that is against announcing it from here, or why a peer has not been told of it: name and words.
@@ -116,6 +126,9 @@ pub struct RouterStatus {
     pub discarded: BTreeMap<String, u64>,
     /// In what others differ, who did last, and how often.
     pub alarms: BTreeMap<String, AlarmStatus>,
+    /// The last thing that went wrong: `malformed`, `differs` or `unsent`.
+    #[serde(default)]
+    pub last_error: Option<PeerErrorStatus>,
 }
 
 /// Another router.

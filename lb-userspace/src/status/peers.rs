@@ -47,6 +47,10 @@ pub struct BgpStatus {
     pub received: BTreeMap<String, u64>,
     /// Messages to it, by type.
     pub sent: BTreeMap<String, u64>,
+    /// Messages that were answered by ending the session, or passed over, by what was wrong: `header`, `open`, `unexpected`
+    /// or `refresh`.
+    #[serde(default)]
+    pub errors: BTreeMap<String, u64>,
     /// Changes of state by cause.
     pub transitions: BTreeMap<String, u64>,
     /// The last thing that went wrong.
@@ -55,7 +59,7 @@ pub struct BgpStatus {
     pub problems: Vec<String>,
 }
 
-/// What went wrong with a peer.
+/// What went wrong with a peer, or a virtual router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerErrorStatus {

@@ -11,13 +11,13 @@ use lb_common::holder::{Conflict, HolderKey};
 use tracing::{info, warn};
 
 use super::{
-    Answers, ConflictReport, LOOK_INTERVAL, Report, RouterReport,
+    Answers, ConflictReport, LOOK_INTERVAL, Report, RouterError, RouterReport,
     complaints::Complaints,
     groups::Groups,
     name,
     sockets::{Frames, PACKET_MAX, Routers},
     tell::{Teller, Told},
-    written::{Entry, Written},
+    written::{Entry, Mishap, Written},
 };
 use crate::{
     announce::{
@@ -157,7 +157,8 @@ impl Running {
             Ok(mut router) => {
                 router.set_link(segment.is_running, now);
                 let (group, segment, withheld) = (wanted.group.clone(), segment.clone(), wanted.withheld.clone());
-                self.routers.insert(key.clone(), Entry { router, group, segment, withheld, is_wanted: true });
+                let entry = Entry { router, group, segment, withheld, is_wanted: true, last_error: None };
+                self.routers.insert(key.clone(), entry);
             }
             Err(error) => warn!(%error, router = name(key), "virtual router does not run"),
         }
@@ -196,6 +197,8 @@ impl Running {
                 for (key, entry) in &mut self.routers {
                     if on_interface(entry) && key.family == family && Some(key.vrid) == vrid {
                         entry.router.count_malformed(reason);
+                        let detail = format!("from {}: {reason}", received.source);
+                        entry.last_error = Some(Mishap { at: now, cause: "malformed", detail });
                     }
                 }
             }
@@ -273,6 +276,10 @@ impl Running {
             }
             Event::Alarm { kind, from } => {
                 warn!(router = name(key), kind = kind.name(), %from, "another virtual router differs");
+                if let Some(entry) = self.routers.get_mut(key) {
+                    let detail = format!("{from} has another {}", kind.name());
+                    entry.last_error = Some(Mishap { at: super::boot_time(), cause: "differs", detail });
+                }
             }
         }
     }
@@ -321,9 +328,12 @@ impl Running {
                 };
             match sent {
                 Ok(()) => is_sent = true,
-                Err(error) => self.complaints.say("advertisement", at, || {
-                    warn!(router = name(key), %error, "advertisement not sent");
-                }),
+                Err(error) => {
+                    self.complaints.say("advertisement", at, || {
+                        warn!(router = name(key), %error, "advertisement not sent");
+                    });
+                    entry.last_error = Some(Mishap { at, cause: "unsent", detail: format!("to {target}: {error}") });
+                }
             }
         }
         if is_sent {
@@ -396,7 +406,12 @@ impl Running {
             let since_seconds = now.saturating_sub(status.since).as_secs();
             let (group, interface) = (entry.group.clone(), key.interface.clone());
             let virtual_mac = entry.router.virtual_mac().map(|mac| (entry.segment.index, mac));
-            RouterReport { group, interface, virtual_mac, since_seconds, status }
+            let last_error = entry.last_error.as_ref().map(|Mishap { at, cause, detail }| RouterError {
+                seconds_ago: now.saturating_sub(*at).as_secs(),
+                cause,
+                detail: detail.clone(),
+            });
+            RouterReport { group, interface, virtual_mac, since_seconds, last_error, status }
         };
         let conflict = |(key, conflict): (&HolderKey, &Conflict)| ConflictReport {
             interface: key.interface,

@@ -25,6 +25,14 @@ pub struct Entry {
     /// Of its VIPs, those that this node cannot serve.
     pub withheld: BTreeSet<IpAddr>,
     pub is_wanted: bool,
+    pub last_error: Option<Mishap>,
+}
+
+/// What went wrong with a virtual router, when, and by whom.
+pub struct Mishap {
+    pub at: Duration,
+    pub cause: &'static str,
+    pub detail: String,
 }
 
 impl Entry {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     announce::{
         bgp::machine::{Mode, PeerAs},
-        eligibility::VipFacts,
+        eligibility::{self, VipFacts},
     },
     model::{
         announce::{Prefix, Selection},
@@ -12,6 +12,8 @@ use crate::{
     },
 };
 
+/// What is decided of a VIP with one backend.
+const ANNOUNCED: Decision = Decision::Announce(eligibility::Attributes { backends: 1, is_going: false });
 const NODES: [&str; 3] = ["a", "b", "c"];
 
 fn group() -> VrrpGroup {
@@ -102,7 +104,7 @@ fn a_leaving_node_hands_over_what_it_serves() {
             assert_eq!(router.withheld, stays.routers[key].withheld, "{leaving:?}, {key:?}");
         }
         let is_draining = |decision: &Decision| match decision {
-            Decision::Announce => false,
+            Decision::Announce(_) => false,
             Decision::Withhold(reasons) => reasons.contains(&Reason::Draining),
         };
         assert!(leaves.decisions.values().flatten().all(|(_, decision)| is_draining(decision)), "{leaving:?}");
@@ -159,7 +161,7 @@ fn a_router_whose_mac_is_refused_is_silent_and_its_vips_say_so() {
         if *vip == IpAddr::from([198, 51, 100, 1]) {
             expected.insert(Reason::NoReachableBackend);
         }
-        let expected = if expected.is_empty() { Decision::Announce } else { Decision::Withhold(expected) };
+        let expected = if expected.is_empty() { ANNOUNCED } else { Decision::Withhold(expected) };
         assert_eq!(decisions[0].1, expected, "{vip}");
     }
 }
@@ -274,7 +276,7 @@ fn each_peer_has_routes_to_the_vips_that_are_for_it_and_can_be_served() {
     let decisions: Vec<&Decision> = of_last.iter().map(|(_, decision)| decision).collect();
     let against = |reason: Reason| Decision::Withhold([reason].into());
     let expected =
-        [&Decision::Announce, &against(Reason::NotSelected), &against(Reason::Family), &against(Reason::NodeExcluded)];
+        [&ANNOUNCED, &against(Reason::NotSelected), &against(Reason::Family), &against(Reason::NodeExcluded)];
     assert_eq!(decisions, expected);
 }
 

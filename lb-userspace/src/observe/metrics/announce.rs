@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{
-    Family,
+    BaseUnit, Family,
     Kind::{self, Counter, Gauge},
     Samples,
     Source::{Agent, Other},
@@ -62,6 +62,13 @@ pub(super) const FAMILIES: &[Family] = &[
         &STATE_OF_ROUTER,
         ROUTERS,
         |status, out| routers(status, out, |router, labels, out| states(&ROUTER_STATES, &router.state, labels, out)),
+    ),
+    seconds(
+        "sluice_vrrp_state_age",
+        "For how long the virtual router has been in its state",
+        ROUTER,
+        ROUTERS,
+        |status, out| routers(status, out, |router, labels, out| out.put(labels, router.since_seconds)),
     ),
     other(
         "sluice_vrrp_priority",
@@ -141,6 +148,25 @@ pub(super) const FAMILIES: &[Family] = &[
             })
         },
     ),
+    seconds("sluice_bgp_state_age", "For how long the peer has been in its state", &["peer"], PEERS, |status, out| {
+        peers(status, out, |peer, labels, out| out.put(labels, peer.since_seconds))
+    }),
+    other(
+        "sluice_bgp_message_errors",
+        Counter,
+        "Messages of the peer that were wrong: in their header, as an OPEN, out of turn, or a refresh of what is not sent",
+        &["peer", "kind"],
+        PEERS,
+        |status, out| peers(status, out, |peer, labels, out| each(&peer.errors, labels, out)),
+    ),
+    other(
+        "sluice_bgp_connections_refused",
+        Counter,
+        "Connections that were closed before a word: of strangers, and of peers beyond one or without the password",
+        &["from"],
+        "2",
+        |status, out| each(&status.announce.bgp_refused, &[], out),
+    ),
     other(
         "sluice_bgp_sessions_established",
         Counter,
@@ -201,6 +227,21 @@ pub(super) const FAMILIES: &[Family] = &[
             })
         },
     ),
+    seconds(
+        "sluice_bfd_state_age",
+        "For how long the session has been in its state",
+        &["peer"],
+        SESSIONS,
+        |status, out| sessions(status, out, |bfd, labels, out| out.put(labels, bfd.since_seconds)),
+    ),
+    other(
+        "sluice_bfd_packets_dropped",
+        Counter,
+        "Datagrams for BFD that reached no session, by reason",
+        &["reason"],
+        "reasons that there are",
+        |status, out| each(&status.announce.bfd_dropped, &[], out),
+    ),
     other("sluice_bfd_packets_sent", Counter, "Control packets to the peer", &["peer"], SESSIONS, |status, out| {
         sessions(status, out, |bfd, labels, out| out.put(labels, bfd.sent))
     }),
@@ -244,6 +285,17 @@ const fn other(
     samples: fn(&Status, &mut Samples) -> fmt::Result,
 ) -> Family {
     family(name, None, kind, help, Other { labels, series, samples })
+}
+
+/// A gauge of seconds.
+const fn seconds(
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+    series: &'static str,
+    samples: fn(&Status, &mut Samples) -> fmt::Result,
+) -> Family {
+    family(name, Some(BaseUnit::Seconds), Gauge, help, Other { labels, series, samples })
 }
 
 fn announcements(status: &Status, out: &mut Samples) -> fmt::Result {

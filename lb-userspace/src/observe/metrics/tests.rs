@@ -36,7 +36,7 @@ fn announced() -> AnnounceStatus {
     let ones = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<BTreeMap<_, u64>>();
     let sizes = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<BTreeMap<_, usize>>();
     let against = AgainstStatus { reason: "no_backends".into(), text: "its services have no backends".into() };
-    let means = |holds, against| MeansStatus { means: "BGP tor".into(), holds, holder: None, against };
+    let means = |holds, against| MeansStatus { means: "BGP tor".into(), holds, is_going: false, holder: None, against };
     let vip = "198.51.100.1".parse().unwrap();
     AnnounceStatus {
         vips: vec![VipStatus {
@@ -65,6 +65,7 @@ fn announced() -> AnnounceStatus {
             transitions: ones(&["silence"]),
             discarded: ones(&["ttl"]),
             alarms: [("interval".to_owned(), AlarmStatus { from: vip, count: 3 })].into(),
+            last_error: None,
         }],
         conflicts: vec![ConflictStatus { vip, ifindex: 2, mac: "02:00:00:00:00:01".into(), count: 5 }],
         malformed: ones(&["checksum"]),
@@ -77,6 +78,7 @@ fn announced() -> AnnounceStatus {
             established: 2,
             received: ones(&["open"]),
             sent: ones(&["update"]),
+            errors: ones(&["header"]),
             transitions: ones(&["holdTimerExpired"]),
             last_error: Some(PeerErrorStatus {
                 seconds_ago: 3,
@@ -86,6 +88,8 @@ fn announced() -> AnnounceStatus {
             }),
             ..BgpStatus::default()
         }],
+        bgp_refused: ones(&["stranger"]),
+        bfd_dropped: ones(&["ttl"]),
         bfd: vec![BfdStatus {
             peer: "tor".into(),
             state: Some("up".into()),

@@ -1,6 +1,6 @@
 //! What is announced, as tables.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Cell, Line, Output, Style, Table, cell, count, duration, optional, peers};
 use crate::status::{AnnounceStatus, MeansStatus, RouterStatus, VipStatus};
@@ -50,7 +50,10 @@ fn by_wanted_means(status: &VipStatus) -> Option<VipStatus> {
 pub fn render_vrrp(status: &AnnounceStatus, color: bool) -> String {
     rendered(color, |out| match status.routers.as_slice() {
         [] => out.line("no virtual routers are configured"),
-        all => routers(all).write(out),
+        all => {
+            routers(all).write(out);
+            counted(out, "packets of VRRP that could not be read", &status.malformed);
+        }
     })
 }
 
@@ -64,6 +67,15 @@ pub(super) fn rendered(color: bool, write: impl FnOnce(&mut Output)) -> String {
     let mut out = Output { text: String::new(), spaces: 0, color };
     write(&mut out);
     format!("{}\n", out.text.trim_end())
+}
+
+/// What happened ever, by kind; nothing where nothing did.
+pub(super) fn counted(out: &mut Output, what: &str, counts: &BTreeMap<String, u64>) {
+    let counts: Vec<String> =
+        counts.iter().filter(|(_, count)| **count != 0).map(|(kind, count)| format!("{kind} {count}")).collect();
+    if !counts.is_empty() {
+        out.line(&format!("{what}: {}", counts.join(", ")));
+    }
 }
 
 fn routers(routers: &[RouterStatus]) -> Table {
@@ -96,6 +108,9 @@ fn routers(routers: &[RouterStatus]) -> Table {
                 .iter()
                 .map(|(kind, alarm)| bad(format!("{} differs in {kind}, {} times", alarm.from, alarm.count))),
         );
+        lines.extend(
+            router.last_error.as_ref().map(|error| Line::Note(cell(peers::error_text(error)).styled(Style::Partly))),
+        );
         if router.vips > router.listed {
             lines
                 .push(Line::Note(cell(format!("{} VIPs do not fit into advertisements", router.vips - router.listed))));
@@ -126,6 +141,7 @@ fn vips(vips: &[VipStatus], reasons_in_words: bool) -> Table {
 
 fn state(means: &MeansStatus) -> (Cell, Cell) {
     let state = match (means.holds, means.against.is_empty()) {
+        (true, _) if means.is_going => cell("held, going").styled(Style::Partly),
         (true, _) => cell("held").styled(Style::Good),
         (false, true) => cell("elsewhere"),
         (false, false) => cell("withheld").styled(Style::Partly),

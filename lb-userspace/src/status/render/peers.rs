@@ -1,13 +1,20 @@
 //! BGP peers and BFD sessions, as tables.
 
-use super::{Line, Style, Table, announce::rendered, cell, count, duration, optional};
-use crate::status::{AnnounceStatus, BfdStatus, BgpStatus};
+use super::{
+    Line, Style, Table,
+    announce::{counted, rendered},
+    cell, count, duration, optional,
+};
+use crate::status::{AnnounceStatus, BfdStatus, BgpStatus, PeerErrorStatus};
 
 /// `sluice status bgp`.
 pub fn render_bgp(status: &AnnounceStatus, color: bool) -> String {
     rendered(color, |out| match status.bgp.as_slice() {
         [] => out.line("no BGP peers are configured"),
-        all => peers(all).write(out),
+        all => {
+            peers(all).write(out);
+            counted(out, "connections closed before a word", &status.bgp_refused);
+        }
     })
 }
 
@@ -20,6 +27,7 @@ pub fn render_bfd(status: &AnnounceStatus, color: bool) -> String {
             if let Some(scheduling) = &status.bfd_scheduling {
                 out.line(&format!("its thread is scheduled: {scheduling}"));
             }
+            counted(out, "datagrams that reached no session", &status.bfd_dropped);
         }
     })
 }
@@ -64,9 +72,7 @@ pub(super) fn peers(peers: &[BgpStatus]) -> Table {
             withheld.map(|(reason, count)| note(format!("{count} prefixes not announced: {reason}"), Style::Partly)),
         );
         if let Some(error) = peer.last_error.as_ref().filter(|_| state != "established") {
-            let words = error.words.as_ref().map(|words| format!("; the peer says: {words}")).unwrap_or_default();
-            let ago = duration(error.seconds_ago);
-            lines.push(note(format!("{ago} ago: {}: {}{words}", error.cause, error.detail), Style::Partly));
+            lines.push(note(error_text(error), Style::Partly));
         }
     }
     Table {
@@ -74,6 +80,12 @@ pub(super) fn peers(peers: &[BgpStatus]) -> Table {
         right: &[6, 7, 8],
         lines,
     }
+}
+
+pub(super) fn error_text(error: &PeerErrorStatus) -> String {
+    let PeerErrorStatus { seconds_ago, cause, detail, words } = error;
+    let words = words.as_ref().map(|words| format!("; the peer says: {words}")).unwrap_or_default();
+    format!("{} ago: {cause}: {detail}{words}", duration(*seconds_ago))
 }
 
 pub(super) fn sessions(sessions: &[BfdStatus]) -> Table {
