@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -69,6 +69,7 @@ fn forget_neighbors(lab: &Lab) -> Result<()> {
     lab.router.ip(&format!("neighbor flush dev {ROUTER_END}\n"))
 }
 
+//= test rfc4861#7.2.1:join
 #[test]
 fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reached() -> Result<()> {
     if !available("announce") {
@@ -84,6 +85,11 @@ fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reac
         all?.iter().all(Vec::is_empty).then_some(())
     };
     agent.wait_status("both VIPs to be announced", held)?;
+    let groups = lab.node.command("ip").args(["-6", "maddress", "show", "dev", UPLINK]).output()?;
+    let groups = String::from_utf8_lossy(&groups.stdout).into_owned();
+    let [.., high, low] = vip(1).v6.segments();
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low).to_string();
+    ensure!(groups.split_whitespace().any(|word| word == group), "{group} is not among {groups}");
     forget_neighbors(&lab)?;
     for family in Family::BOTH {
         let mut session = Conversation::open(&lab.element, target(family), &listener)?;

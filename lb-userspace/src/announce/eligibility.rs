@@ -79,8 +79,8 @@ pub struct InterfaceFacts {
     pub mac: Mac,
     /// It can carry packets.
     pub is_running: bool,
-    /// It is a VLAN of another.
-    pub is_vlan: bool,
+    /// The VLAN that its frames have where a program looks at them; 0: none. Nothing where they have two tags.
+    pub vlan: Option<u16>,
     /// Where its frames come in and a program looks at them: of a bond, members that carry traffic. None: nowhere.
     pub attached: Vec<InterfaceIndex>,
     /// Its addresses, in the kernel's order: the first of a family is the primary one.
@@ -235,7 +235,7 @@ pub enum Reason {
         /// Which.
         interface: String,
     },
-    /// Frames of a VLAN's interface are not answered yet.
+    /// Its frames have a tag within a tag, and questions in such are not answered.
     Vlan {
         /// Which.
         interface: String,
@@ -315,7 +315,9 @@ impl fmt::Display for Reason {
             Self::NoInterface { interface } => write!(f, "there is no interface {interface}"),
             Self::InterfaceDown { interface } => write!(f, "{interface} is down"),
             Self::NoProgram { interface } => write!(f, "no program is attached to {interface}"),
-            Self::Vlan { interface } => write!(f, "{interface} is a VLAN, on which nothing is announced yet"),
+            Self::Vlan { interface } => {
+                write!(f, "{interface} is a VLAN in a VLAN: questions with two tags are not answered")
+            }
             Self::Version => f.write_str("version 2 of VRRP is for IPv4 alone"),
             Self::TooManyVips => f.write_str("its virtual router has too many VIPs: write more vrids"),
             Self::MacRefused { interface } => {
@@ -365,7 +367,7 @@ pub fn decide(facts: &Facts, vip: IpAddr, means: &Means, scope: Scope) -> Decisi
         Means::Always { interface } | Means::Vrrp { interface, .. } => {
             let named = || interface.clone();
             if let Some(facts) = facts.interfaces.get(interface) {
-                check(!facts.is_vlan, Reason::Vlan { interface: named() });
+                check(facts.vlan.is_some(), Reason::Vlan { interface: named() });
                 check(!facts.attached.is_empty(), Reason::NoProgram { interface: named() });
                 let needs_address = matches!(means, Means::Vrrp { .. });
                 check(!needs_address || facts.source(vip).is_some(), Reason::NoAddress { interface: named() });
@@ -409,8 +411,14 @@ mod tests {
 
     fn facts() -> Facts {
         let addresses = ["192.0.2.1", "2001:db8::1", "fe80::1"].map(|text| text.parse().unwrap()).to_vec();
-        let interface =
-            InterfaceFacts { index: 2, is_running: true, attached: vec![2], addresses, ..InterfaceFacts::default() };
+        let interface = InterfaceFacts {
+            index: 2,
+            vlan: Some(0),
+            is_running: true,
+            attached: vec![2],
+            addresses,
+            ..InterfaceFacts::default()
+        };
         let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, ..VipFacts::default() };
         Facts {
             vips: [VIP, "2001:db8:1::1"].map(|text| (text.parse().unwrap(), vip)).into(),
@@ -475,7 +483,7 @@ mod tests {
             (|facts| *vip(facts) = VipFacts { is_installed: true, ..VipFacts::default() }, [&["no_backends"]; 3]),
             (|facts| interface(facts, "eth0").is_running = false, [&["interface_down"], &["interface_down"], &[]]),
             (|facts| interface(facts, "eth0").attached.clear(), [&["no_program"], &["no_program"], &[]]),
-            (|facts| interface(facts, "eth0").is_vlan = true, [&["vlan"], &["vlan"], &[]]),
+            (|facts| interface(facts, "eth0").vlan = None, [&["vlan"], &["vlan"], &[]]),
             (|facts| interface(facts, "eth0").addresses.retain(IpAddr::is_ipv6), [&[], &["no_address"], &[]]),
             (|facts| interface(facts, "eth1").is_running = false, [&[], &["interface_down"], &[]]),
             (|facts| drop(facts.interfaces.remove("eth1")), [&[], &["no_interface"], &[]]),

@@ -51,6 +51,8 @@ pub struct Segment {
     pub mac: Mac,
     /// Where questions come in.
     pub attached: Vec<InterfaceIndex>,
+    /// The VLAN of their frames there; 0: none.
+    pub vlan: u16,
     /// It can carry packets.
     pub is_running: bool,
 }
@@ -103,8 +105,10 @@ pub fn wanted(announce: &Announce, vips: &BTreeSet<IpAddr>, facts: &Facts) -> Wa
 
 impl Segment {
     fn of(facts: &InterfaceFacts) -> Self {
-        let InterfaceFacts { index, mac, is_running, attached, .. } = facts;
-        Self { index: *index, mac: *mac, attached: attached.clone(), is_running: *is_running }
+        let InterfaceFacts { index, mac, is_running, attached, vlan, .. } = facts;
+        // Nothing is announced where it is not known.
+        let vlan = vlan.unwrap_or_default();
+        Self { index: *index, mac: *mac, attached: attached.clone(), vlan, is_running: *is_running }
     }
 }
 

@@ -37,11 +37,12 @@ use crate::{
         announce::{Prefix, WhenUnhealthy},
         bgp::NodeSelection,
     },
-    net::links::{Link, LinkKind, Links, mac_text},
+    net::links::{Link, Links, mac_text},
     plan::{
         planner::{EndpointKey, VipKey},
         service::InstalledBackend,
     },
+    preflight::resolve::carrier,
     status::{
         AgainstStatus, AlarmStatus, AnnounceStatus, BackendState, ConflictStatus, HeardStatus, MeansStatus,
         PeerErrorStatus, RouterStatus, VipStatus,
@@ -344,23 +345,21 @@ impl Engine {
         let own = own.chain(announce.vrrp.iter().flat_map(|group| group.track.iter().chain([&group.interface])));
         let peers = announce.bgp.iter().flat_map(|bgp| &bgp.peers).filter_map(|peer| peer.at.interface());
         let names: BTreeSet<&str> = own.map(String::as_str).chain(peers).collect();
-        let facts = |name: &str| Some((name.to_owned(), self.facts_of(links.by_name(name)?)));
+        let facts = |name: &str| Some((name.to_owned(), self.facts_of(links.by_name(name)?, links)));
         names.into_iter().filter_map(facts).collect()
     }
 
-    fn facts_of(&self, link: &Link) -> InterfaceFacts {
+    fn facts_of(&self, link: &Link, links: &Links) -> InterfaceFacts {
+        let carrier = carrier(link, &links.links);
         // Of a bond with an active member, the others hear what they must not answer.
-        let active = match &link.kind {
-            LinkKind::Bond(bond) => bond.active,
-            _ => None,
-        };
+        let active = carrier.and_then(|(_, bond)| bond?.active);
         let places = self.places.iter().filter(|place| place.exits.contains(&link.index)).map(|place| place.index);
         let is_attached = |index: &u32| self.uplinks.iter().any(|uplink| uplink.ifindex == *index);
         InterfaceFacts {
             index: link.index,
             mac: link.mac,
             is_running: link.is_running,
-            is_vlan: link.kind == LinkKind::Vlan,
+            vlan: carrier.map(|(tag, _)| tag),
             attached: places.filter(is_attached).filter(|index| active.is_none_or(|active| active == *index)).collect(),
             // Nothing may be sent from one that another may have (RFC 4862, 5.4).
             addresses: link.addresses.iter().filter(|own| !own.is_tentative).map(|own| own.address).collect(),

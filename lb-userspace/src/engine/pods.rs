@@ -230,7 +230,7 @@ impl Engine {
         let link = links.by_index(route.interface)?;
         let is_uplink = self.is_exit(link.index);
         // A bridge or veth leads to pods that have just gone or are just coming.
-        let is_podless = matches!(link.kind, LinkKind::Bond(_) | LinkKind::Vlan | LinkKind::Other(_));
+        let is_podless = matches!(link.kind, LinkKind::Bond(_) | LinkKind::Vlan(_) | LinkKind::Other(_));
         (!is_uplink && is_podless).then(|| Site::Routed(link.clone()))
     }
 

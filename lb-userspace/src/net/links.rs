@@ -12,8 +12,8 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{
-        BondMode, InfoBond, InfoData, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage, LinkXdp, XdpAttached,
+        BondMode, InfoBond, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
     },
 };
 
@@ -84,8 +84,8 @@ pub enum LinkKind {
     Vrf,
     /// Several interfaces that are used as one.
     Bond(Bond),
-    /// A VLAN of its `peer`.
-    Vlan,
+    /// The VLAN of its `peer` with this identifier (802.1Q, 9.6).
+    Vlan(u16),
     /// Any other virtual device, by the kernel's name for the kind.
     Other(String),
     /// No kind: a physical interface, as a rule.
@@ -345,10 +345,21 @@ fn decode_kind(infos: &[LinkInfo]) -> Option<LinkKind> {
         LinkInfo::Kind(InfoKind::Bridge) => Some(LinkKind::Bridge),
         LinkInfo::Kind(InfoKind::Vrf) => Some(LinkKind::Vrf),
         LinkInfo::Kind(InfoKind::Bond) => Some(LinkKind::Bond(decode_bond(infos))),
-        LinkInfo::Kind(InfoKind::Vlan) => Some(LinkKind::Vlan),
+        LinkInfo::Kind(InfoKind::Vlan) => Some(LinkKind::Vlan(decode_vlan(infos))),
         LinkInfo::Kind(other) => Some(LinkKind::Other(other.to_string())),
         _ => None,
     })
+}
+
+fn decode_vlan(infos: &[LinkInfo]) -> u16 {
+    let id = |info: &LinkInfo| match info {
+        LinkInfo::Data(InfoData::Vlan(data)) => data.iter().find_map(|attribute| match attribute {
+            InfoVlan::Id(id) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    };
+    infos.iter().find_map(id).unwrap_or_default()
 }
 
 fn decode_bond(infos: &[LinkInfo]) -> Bond {

@@ -11,7 +11,7 @@ use crate::{
     model::{Uplink, XdpModeChoice},
     net::{
         InterfaceIndex,
-        links::{Link, LinkKind},
+        links::{Bond, Link, LinkKind},
     },
 };
 
@@ -122,7 +122,7 @@ fn descend<'a>(
             wires.push(link);
             Ok(())
         }
-        LinkKind::Vlan => {
+        LinkKind::Vlan(_) => {
             let parent = link.peer.filter(|_| link.peer_netns.is_none());
             match parent.and_then(|parent| by_index(links, parent)) {
                 Some(parent) => descend(parent, Some(link), links, depth - 1, wires),
@@ -280,6 +280,24 @@ fn modes_differ(object: &str, first: XdpModeChoice, second: XdpModeChoice, link:
         name(first)
     );
     Finding::new(Check::UplinkModes, object, found, "write the same mode for both")
+}
+
+/// The tag that an interface's frames have where programs see them, 0 for none, and the bond that carries them. Nothing for
+/// frames with a tag within a tag.
+pub fn carrier<'a>(link: &'a Link, links: &'a [Link]) -> Option<(u16, Option<&'a Bond>)> {
+    let (tag, below) = match link.kind {
+        LinkKind::Vlan(id) => (id, by_index(links, link.peer?)?),
+        _ => (0, link),
+    };
+    let is_tagged = |link: &Link| matches!(link.kind, LinkKind::Vlan(_));
+    match &below.kind {
+        LinkKind::Vlan(_) => None,
+        LinkKind::Bond(bond) => {
+            let mut members = links.iter().filter(|member| member.master == Some(below.index));
+            (!members.any(is_tagged)).then_some((tag, Some(bond)))
+        }
+        _ => Some((tag, None)),
+    }
 }
 
 pub(super) fn by_index(links: &[Link], index: InterfaceIndex) -> Option<&Link> {

@@ -87,6 +87,7 @@ impl Groups {
             let _ = sockets.leave_solicited(*group, *interface);
         }
         self.solicited.retain(is_wanted);
+        //= rfc4861#7.2.1:join MUST: the solicited-node group of each VIP is joined, also where this node does not hold it
         for (interface, groups) in wanted {
             if groups.len() > SOLICITED_MAX {
                 if self.all.insert(*interface) {

@@ -151,7 +151,7 @@ mod tests {
 
     fn told(vip: IpAddr, last: u8) -> Told {
         let mac = [2, 0, 0, 0, 0, last];
-        let segment = Segment { index: 7, mac, attached: vec![7], is_running: true };
+        let segment = Segment { index: 7, mac, attached: vec![7], vlan: 0, is_running: true };
         Told { owner: Some(vrid(1)), segment, vip, mac, role: Role::Router }
     }
 

@@ -174,7 +174,7 @@ impl Written {
         let (own, now) = (entry.segment.mac, now.as_nanos() as u64);
         let keys = entry.segment.attached.iter();
         let mac = |interface: &u32| {
-            let key = VirtualMacKey { interface: *interface, vlan: 0, family, vrid };
+            let key = VirtualMacKey { interface: *interface, vlan: entry.segment.vlan, family, vrid };
             let inherited = || self.inherited_macs.get(&key).copied().filter(|until| *until > now).unwrap_or(0);
             (key, VirtualMac { until: hold.map_or_else(inherited, |until| until.as_nanos() as u64), own, pad: 0 })
         };
@@ -248,7 +248,19 @@ fn keys(segment: &Segment, vip: IpAddr) -> impl Iterator<Item = HolderKey> {
     segment.attached.iter().map(move |interface| HolderKey {
         address: vip.into(),
         interface: *interface,
-        vlan: 0,
+        vlan: segment.vlan,
         pad: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vip_is_answered_for_wherever_its_segment_comes_in_and_in_its_vlan() {
+        let segment = Segment { index: 10, mac: [2; 6], attached: vec![1, 2], vlan: 100, is_running: true };
+        let keys: Vec<_> = keys(&segment, IpAddr::from([192, 0, 2, 1])).map(|key| (key.interface, key.vlan)).collect();
+        assert_eq!(keys, [(1, 100), (2, 100)]);
+    }
 }

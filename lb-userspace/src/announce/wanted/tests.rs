@@ -32,8 +32,14 @@ fn vips() -> BTreeSet<IpAddr> {
 fn facts() -> Facts {
     let vip = VipFacts { is_installed: true, has_backends: true, reachable: 1, ..VipFacts::default() };
     let addresses = ["192.0.2.1", "fe80::1"].map(|text| text.parse().unwrap()).to_vec();
-    let interface =
-        InterfaceFacts { index: 2, is_running: true, attached: vec![2], addresses, ..InterfaceFacts::default() };
+    let interface = InterfaceFacts {
+        index: 2,
+        vlan: Some(0),
+        is_running: true,
+        attached: vec![2],
+        addresses,
+        ..InterfaceFacts::default()
+    };
     Facts {
         vips: vips().into_iter().map(|address| (address, vip)).collect(),
         interfaces: [("eth0".to_owned(), interface)].into(),

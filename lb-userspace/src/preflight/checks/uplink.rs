@@ -63,7 +63,7 @@ fn configured(link: &Link, facts: &Facts, findings: &mut Vec<Finding>) {
             "use another mode, such as active-backup or 802.3ad",
         ));
     }
-    if !matches!(link.kind, LinkKind::Bond(_) | LinkKind::Vlan) {
+    if !matches!(link.kind, LinkKind::Bond(_) | LinkKind::Vlan(_)) {
         return;
     }
     let Ok((_, wires)) = resolve::wires(name, &facts.links) else { return };

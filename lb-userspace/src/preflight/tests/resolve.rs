@@ -6,7 +6,7 @@ use crate::{
     net::links::Link,
     preflight::{
         Check,
-        resolve::{PLACES_MAX, Resolution, resolve},
+        resolve::{PLACES_MAX, Resolution, carrier, resolve},
     },
 };
 
@@ -88,6 +88,27 @@ fn a_vlan_in_a_vlan_on_a_bond_is_attached_at_the_members() {
     let inner = Description::new(11, "inner").vlan(10, 7);
     let all = [eth(1).bond_member(9), eth(2).bond_member(9), bond(9, None), outer, inner];
     check(&["inner"], &all, &[("eth1", &["inner"]), ("eth2", &["inner"])]);
+}
+
+#[test]
+fn frames_have_the_tag_of_their_vlan_and_go_by_the_active_member_beneath() {
+    let vlan = Description::new(10, "vlan").vlan(9, 100);
+    let inner = Description::new(11, "inner").vlan(10, 7);
+    let plain = Description::new(12, "plain").vlan(3, 8);
+    let lost = Description::new(13, "lost").vlan(99, 8);
+    let tagged = Description::new(14, "tagged").vlan(3, 9).bond_member(15);
+    let over = Description::new(15, "over").bond(1, None);
+    let members = [eth(1).bond_member(9), eth(2).bond_member(9), eth(3), bond(9, Some(2))];
+    let all = links(&[&members[..], &[vlan, inner, plain, lost, tagged, over]].concat());
+    let of = |name: &str| {
+        let link = all.iter().find(|link| link.name == name).unwrap();
+        carrier(link, &all).map(|(tag, bond)| (tag, bond.and_then(|bond| bond.active)))
+    };
+    assert_eq!(of("eth3"), Some((0, None)));
+    assert_eq!(of("bond0"), Some((0, Some(2))));
+    assert_eq!(of("vlan"), Some((100, Some(2))));
+    assert_eq!(of("plain"), Some((8, None)));
+    assert_eq!(["inner", "lost", "over"].map(of), [None; 3]);
 }
 
 #[test]
