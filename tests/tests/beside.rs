@@ -33,7 +33,8 @@ fn beside(name: &str, ours: usize, priority: u8, vips: u8) -> Result<Team> {
 
 /// The same among so many nodes.
 fn among(name: &str, nodes: usize, ours: usize, priority: u8, vips: u8) -> Result<Team> {
-    // keepalived steps down without a word: that a router has its MAC still is mended by the refresh.
+    // keepalived steps down without a word. Where it hears ours first, ours never hears that there were two, and a router that
+    // has its MAC still learns better by the refresh alone, which comes each minute by default.
     let settings = format!("vrids: {VRID}, interval: 100ms, priority: {priority}, refresh: 1s");
     let group = format!("  vrrp: [{{ name: core, interface: {UPLINK}, {settings} }}]\n");
     let mut kinds = vec![Kind::Keepalived { interval: "0.1", vrid: VRID }; nodes];

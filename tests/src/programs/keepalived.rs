@@ -44,7 +44,7 @@ impl Keepalived {
         let file = directory.join("keepalived.conf");
         let Settings { version, vrid, priority, interval, vips } = settings;
         let text = format!(
-            "global_defs {{\n  router_id lab\n  vrrp_version {version}\n  vrrp_garp_master_delay 1\n}}\n\
+            "global_defs {{\n  router_id lab\n  vrrp_version {version}\n}}\n\
              vrrp_instance lab {{\n  state BACKUP\n  interface {interface}\n  virtual_router_id {vrid}\n  \
              priority {priority}\n  advert_int {interval}\n  virtual_ipaddress {{\n    {}\n  }}\n}}\n",
             vips.join("\n    ")

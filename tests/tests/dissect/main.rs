@@ -21,7 +21,7 @@ const POD_PORT: u16 = 8080;
 const VIP_PORT: u16 = 80;
 const VRID: u8 = 51;
 
-fn yaml(lab: &Lab, families: &[Family], version: u8, interval: &str) -> String {
+fn yaml(lab: &Lab, families: &[Family], announce: &str) -> String {
     let service = |family: &Family| Service {
         name: format!("service-{family:?}"),
         vip: vip(1).of(*family),
@@ -32,24 +32,26 @@ fn yaml(lab: &Lab, families: &[Family], version: u8, interval: &str) -> String {
         backends: vec![SocketAddr::new(lab.pods[0].addresses.of(*family), POD_PORT)],
     };
     let services = families.iter().map(service).collect();
-    let announce = format!(
-        "{{ vrrp: [{{ name: lab, interface: {UPLINK}, vrids: {VRID}, version: {version}, interval: {interval} }}] }}"
-    );
     format!("{}announce: {announce}\n", Configuration { mode: "native", services }.yaml_in(lab))
 }
 
 /// Runs the agent until it holds its VIPs, has the router ask for them, and stops it.
 fn hold_and_stop(lab: &Lab, families: &[Family], yaml: &str) -> Result<()> {
     let agent = Agent::start_with(lab, yaml)?;
-    agent.wait_status("all virtual routers to be active", |status| {
-        let routers = status["announce"]["routers"].as_array()?;
-        (routers.len() == families.len() && routers.iter().all(|router| router["state"] == "active")).then_some(())
+    agent.wait_status("all VIPs to be held", |status| {
+        let vips = status["announce"]["vips"].as_array()?;
+        let mut held = vips.iter().map(|vip| vip["means"].as_array().is_some_and(|all| all.iter().any(is_held)));
+        (vips.len() == families.len() && held.all(|held| held)).then_some(())
     })?;
     lab.router.ip(&format!("neighbor flush dev {ROUTER_END}\n"))?;
     for family in families {
         lab.router.run(|| ask(vip(1).of(*family)));
     }
     agent.stop()
+}
+
+fn is_held(means: &Value) -> bool {
+    means["holds"] == true
 }
 
 /// A connection is not needed, the question of who has the address is.
@@ -77,6 +79,23 @@ const ON_A_SEGMENT: &[(&str, &str)] = &[
          icmpv6.nd.na.flag.r == 1 && icmpv6.nd.na.flag.o == 1 && ipv6.dst == ff02::1",
     ),
     (
+        "advertisements to a unicast peer",
+        "vrrp.version == 3 && ip.dst == 198.51.100.1 && ip.ttl == 255 && vrrp.prio > 0",
+    ),
+    ("advertisements from a virtual MAC", "vrrp.version == 3 && eth.src == 00:00:5e:00:02:34 && ipv6.dst == ff02::12"),
+    (
+        "neighbor advertisements of a virtual MAC",
+        "icmpv6.type == 136 && icmpv6.opt.linkaddr == 00:00:5e:00:02:34 && icmpv6.nd.na.flag.r == 1",
+    ),
+    (
+        "neighbor advertisements of who is no router, unasked",
+        "icmpv6.type == 136 && icmpv6.nd.na.flag.r == 0 && icmpv6.nd.na.flag.s == 0 && icmpv6.nd.na.flag.o == 1",
+    ),
+    (
+        "neighbor advertisements of who is no router, asked for",
+        "icmpv6.type == 136 && icmpv6.nd.na.flag.r == 0 && icmpv6.nd.na.flag.s == 1",
+    ),
+    (
         "neighbor advertisements, asked for",
         "icmpv6.type == 136 && icmpv6.nd.na.target_address == fd00:96::1 && icmpv6.nd.na.flag.s == 1 && \
          icmpv6.opt.type == 2",
@@ -90,8 +109,20 @@ fn what_tells_a_segment_of_vips_is_well_formed() -> Result<()> {
     }
     let lab = Lab::on_segment("dissect")?;
     let capture = Capture::start(&lab.router, ROUTER_END)?;
-    hold_and_stop(&lab, &Family::BOTH, &yaml(&lab, &Family::BOTH, 3, "100ms"))?;
-    hold_and_stop(&lab, &[Family::V4], &yaml(&lab, &[Family::V4], 2, "1s"))?;
+    let vrrp = |groups: &[&str]| {
+        let group = |(at, more): (usize, &&str)| format!("{{ name: lab{at}, interface: {UPLINK}, {more} }}");
+        let groups: Vec<String> = groups.iter().enumerate().map(group).collect();
+        format!("{{ vrrp: [{}] }}", groups.join(", "))
+    };
+    let plain = vrrp(&[&format!("vrids: {VRID}, version: 3, interval: 100ms")]);
+    hold_and_stop(&lab, &Family::BOTH, &yaml(&lab, &Family::BOTH, &plain))?;
+    let second = vrrp(&[&format!("vrids: {VRID}, version: 2, interval: 1s")]);
+    hold_and_stop(&lab, &[Family::V4], &yaml(&lab, &[Family::V4], &second))?;
+    let unicast = format!("vrids: {VRID}, interval: 100ms, peers: [198.51.100.1], vips: [{}]", vip(1).v4);
+    let virtual_mac = format!("vrids: {}, interval: 100ms, virtualMac: true, vips: [{}]", VRID + 1, vip(1).v6);
+    hold_and_stop(&lab, &Family::BOTH, &yaml(&lab, &Family::BOTH, &vrrp(&[&unicast, &virtual_mac])))?;
+    let always = format!("{{ always: [{{ interface: {UPLINK} }}] }}");
+    hold_and_stop(&lab, &Family::BOTH, &yaml(&lab, &Family::BOTH, &always))?;
     let frames = capture.stop()?;
     let ours = of_the_node(&lab, frames)?;
     Dissection::new(&ours, lab.directory(), "segment")?.check(ON_A_SEGMENT)?;
@@ -104,13 +135,14 @@ fn what_tells_a_segment_of_vips_is_well_formed() -> Result<()> {
     check_found(&lab, &ours, "na", is_told, |frame| frame[14 + 40 + 25] = 9)
 }
 
-/// Frames of the node's uplink: what else is heard there is not ours to mend.
+/// Frames of the node's uplink, by whatever MAC: what else is heard there is not ours to mend.
 fn of_the_node(lab: &Lab, frames: Vec<Frame>) -> Result<Vec<Frame>> {
     let output = lab.node.command("ip").args(["-j", "link", "show", UPLINK]).output()?;
     let links: Value = serde_json::from_slice(&output.stdout)?;
     let text = links[0]["address"].as_str().context("the uplink has a MAC")?;
     let mac: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
-    Ok(frames.into_iter().filter(|frame| frame.bytes.get(6..12) == Some(&mac[..])).collect())
+    let is_ours = |source: &[u8]| source == mac || source.starts_with(&[0, 0, 0x5e, 0]);
+    Ok(frames.into_iter().filter(|frame| frame.bytes.get(6..12).is_some_and(is_ours)).collect())
 }
 
 /// The first frame of a kind, damaged, is the one that the same check finds.

@@ -149,6 +149,7 @@ const BFD: &[(&str, &str)] = &[
     ("BFD on its way", "bfd.sta == 2 || bfd.sta == 3 && bfd.flags.p == 1"),
     ("BFD up, IPv4", "bfd.sta == 3 && udp.dstport == 3784 && ip.ttl == 255"),
     ("BFD up, IPv6", "bfd.sta == 3 && udp.dstport == 3784 && ipv6.hlim == 255"),
+    ("BFD up, multihop", "bfd.sta == 3 && udp.dstport == 4784"),
     ("BFD with Final", "bfd.flags.f == 1"),
     ("BFD switched off", "bfd.sta == 0 && bfd.diag == 7"),
 ];
@@ -229,8 +230,8 @@ fn update_at(frame: &[u8]) -> Option<usize> {
     (kind == 2 && length > 40 && attributes > 20).then_some(at)
 }
 
-/// Packets of two sessions that are waited for: several of each.
-const MORE: u64 = 8;
+/// Packets of three sessions that are waited for: several of each.
+const MORE: u64 = 12;
 
 #[test]
 fn what_is_said_by_bfd_is_well_formed() -> Result<()> {
@@ -247,8 +248,13 @@ fn what_is_said_by_bfd_is_well_formed() -> Result<()> {
     for (namespace, device, is_node) in [(&lab.node, UPLINK, true), (&lab.router, ROUTER_END, false)] {
         let heartbeat = well();
         let mut driver = namespace.run(|| Driver::start(4711, heartbeat, Box::new(|_, _| {}), || {}))?;
-        let hops = Hops::Single { interface: index(namespace, device)? };
-        for (node, router) in [(IpAddr::from(NODE.v4), ROUTER[0]), (NODE.v6.into(), ROUTER[1])] {
+        let one = Hops::Single { interface: index(namespace, device)? };
+        let many = Hops::Multi { minimum_ttl: bfd::MinimumTtl::new(254).expect("not zero") };
+        for (node, router, hops) in [
+            (IpAddr::from(NODE.v4), ROUTER[0], one),
+            (NODE.v6.into(), ROUTER[1], one),
+            (NODE.v4.into(), ROUTER[0], many),
+        ] {
             let router = router.parse().expect("an address");
             let (local, remote) = if is_node { (node, router) } else { (router, node) };
             let endpoint = Endpoint::new(local, remote, hops).expect("two ends");
@@ -257,7 +263,7 @@ fn what_is_said_by_bfd_is_well_formed() -> Result<()> {
         ends.push(driver);
     }
     let all_up = || {
-        wait_until("both sessions", PATIENCE, || {
+        wait_until("all sessions", PATIENCE, || {
             let sessions = ends[0].report()?.sessions;
             Ok(sessions.iter().all(|it| it.status.state == BfdState::Up && !it.status.is_polling).then_some(()))
         })
@@ -278,7 +284,7 @@ fn what_is_said_by_bfd_is_well_formed() -> Result<()> {
     };
     some_more()?;
     ends[0].stop_all()?;
-    wait_until("both sessions to be switched off", PATIENCE, || {
+    wait_until("all sessions to be switched off", PATIENCE, || {
         let sessions = ends[0].report()?.sessions;
         Ok(sessions.iter().all(|it| it.status.state == BfdState::AdminDown).then_some(()))
     })?;
