@@ -11,6 +11,7 @@
 
 mod asker;
 mod content;
+pub mod moves;
 mod ports;
 pub mod routed;
 pub mod team;

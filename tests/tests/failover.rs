@@ -16,7 +16,7 @@ use lb_tests::{
     agent::available,
     cluster::{
         Asker, Fabric, PortState, SEGMENT, VIP_PORT, held_by,
-        routed::{Peers, Stop, Watch, agents},
+        moves::{Move, check_nothing_lost, moved},
         team::{Kind, Team},
     },
     lab::{UPLINK, vip, wait_until},
@@ -34,8 +34,6 @@ const SPLIT_VRID: RangeInclusive<u16> = 51..=51;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// From one advertisement to the next.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// From one packet of BFD to the next: not the fastest, as the tests run beside others.
-const BFD_MILLISECONDS: u32 = 100;
 /// How long what must not happen is watched for: a detection time, several times.
 const WATCH: Duration = Duration::from_secs(3);
 
@@ -55,10 +53,14 @@ fn by_rank(team: &Team, vrids: RangeInclusive<u16>, nodes: &[usize]) -> BTreeMap
 }
 
 fn team(name: &str, vips: &[IpAddr], vrids: &RangeInclusive<u16>) -> Result<Team> {
+    team_of(name, NODES, vips, vrids)
+}
+
+fn team_of(name: &str, nodes: usize, vips: &[IpAddr], vrids: &RangeInclusive<u16>) -> Result<Team> {
     let (first, last, interval) = (vrids.start(), vrids.end(), INTERVAL.as_millis());
     let group = format!("{{ name: lab, interface: {UPLINK}, vrids: {first}-{last}, interval: {interval}ms }}");
-    let kind = Kind::Sluice { announces: vec![format!("  vrrp: [{group}]\n"); NODES] };
-    Team::start(name, Fabric::Segment, NODES, vips, kind)
+    let kind = Kind::Sluice { announces: vec![format!("  vrrp: [{group}]\n"); nodes] };
+    Team::start(name, Fabric::Segment, nodes, vips, kind)
 }
 
 /// Who says of a VIP that it answers for it, of these nodes.
@@ -97,9 +99,10 @@ fn answering(team: &Team, vip: Ipv4Addr) -> Result<BTreeSet<String>> {
 fn check_segment(team: &Team, of: &BTreeMap<IpAddr, usize>) -> Result<()> {
     for (vip, node) in of {
         let mac = team.cluster.mac(*node)?;
-        let IpAddr::V4(address) = *vip else { continue };
-        let answer = answering(team, address)?;
-        ensure!(answer == BTreeSet::from([mac.clone()]), "{vip} of node {node}, {mac}: answered by {answer:?}");
+        if let IpAddr::V4(address) = *vip {
+            let answer = answering(team, address)?;
+            ensure!(answer == BTreeSet::from([mac.clone()]), "{vip} of node {node}, {mac}: answered by {answer:?}");
+        }
         let tag = who_answers(&team.cluster.element, *vip, VIP_PORT)?;
         ensure!(tag == u8::try_from(*node).ok(), "{vip} is held by node {node}, and node {tag:?} has the traffic");
         let known = neighbor(&team.cluster.router, SEGMENT, *vip)?;
@@ -216,31 +219,10 @@ fn watch(team: &Team, vip: Ipv4Addr) -> Result<()> {
     Ok(())
 }
 
-/// Probes while something happens to the node that answers, until another one does; what became of the probes.
-fn moved(team: &mut Team, event: impl FnOnce(&mut Team, usize) -> Result<()>) -> Result<(usize, Probe)> {
-    let prober = Prober::start(&team.cluster.element, team.target())?;
-    let from = wait_until("an answer", PATIENCE, || Ok(prober.last_tag()))?;
-    event(team, from.into())?;
-    wait_until("another node's answer", PATIENCE, || Ok(prober.last_tag().filter(|tag| *tag != from)))?;
-    Ok((from.into(), prober.stop()))
-}
-
 /// Three intervals; with what a virtual machine that stands still adds, and the prober itself.
 fn check_gap(team: &Team, probe: &Probe) -> Result<()> {
     let limit = Duration::from_millis(900) + probe.longest_stall();
     ensure!(probe.longest_gap() < limit, "no answer for {:?}\n{}", probe.longest_gap(), team.logs());
-    Ok(())
-}
-
-fn check_nothing_lost(team: &Team, probe: &Probe) -> Result<()> {
-    ensure!(
-        probe.lost() == 0,
-        "{} of {} lost, {:?}\n{}",
-        probe.lost(),
-        probe.sent.len(),
-        probe.histogram(),
-        team.logs()
-    );
     Ok(())
 }
 
@@ -251,19 +233,20 @@ fn a_silent_node_is_missed_by_vrrp_and_one_that_leaves_or_whose_agent_is_killed_
     }
     let (mut team, address) = (team("vrrp", &vips(1), &SPLIT_VRID)?, vip(1).v4);
     wait_by_rank(&mut team, &SPLIT_VRID, &[0, 1, 2])?;
-    let (first, probe) = moved(&mut team, |team, node| team.cluster.set_port(node, PortState::Disabled))?;
+    let Move { from: first, probe, .. } =
+        moved(&mut team, |team, node| team.cluster.set_port(node, PortState::Disabled))?;
     check_gap(&team, &probe)?;
     team.cluster.set_port(first, PortState::Forwarding)?;
     wait_by_rank(&mut team, &SPLIT_VRID, &[0, 1, 2])?;
 
-    let (_, probe) = moved(&mut team, Team::leave)?;
+    let Move { probe, .. } = moved(&mut team, Team::leave)?;
     check_nothing_lost(&team, &probe)?;
     team.join(first)?;
     wait_by_rank(&mut team, &SPLIT_VRID, &[0, 1, 2])?;
 
     // The data plane of a killed agent goes on until another has the VIP, and then for nobody who asks.
     let others: Vec<usize> = (0..NODES).filter(|node| *node != first).collect();
-    let (_, probe) = moved(&mut team, |team, node| {
+    let Move { probe, .. } = moved(&mut team, |team, node| {
         team.kill(node)?;
         watch(team, address)
     })?;
@@ -334,15 +317,25 @@ fn routers_that_know_each_others_addresses_need_no_multicast_and_follow_other_in
 }
 
 #[test]
-fn a_silent_node_is_missed_by_bfd_and_one_that_leaves_in_order_loses_nothing() -> Result<()> {
+fn a_vip_of_ipv6_moves_with_its_neighbour_advertisements() -> Result<()> {
     if !available("failover") {
         return Ok(());
     }
-    let mut peers = Peers::start(Watch::Bfd, BFD_MILLISECONDS, agents(Watch::Bfd, BFD_MILLISECONDS, Stop::Ordered))?;
-    let (node, probe) = moved(&mut peers.team, |team, node| team.cluster.set_port(node, PortState::Disabled))?;
-    check_gap(&peers.team, &probe)?;
-    peers.team.cluster.set_port(node, PortState::Forwarding)?;
-    peers.wait_routes(Watch::Bfd)?;
-    let (_, probe) = moved(&mut peers.team, Team::leave)?;
-    check_nothing_lost(&peers.team, &probe)
+    let mut team = team_of("vrrp6", 2, &[vip(1).v6.into()], &SPLIT_VRID)?;
+    let before = wait_by_rank(&mut team, &SPLIT_VRID, &[0, 1])?;
+    check_segment(&team, &before)?;
+    let Move { from: first, probe, .. } = moved(&mut team, Team::leave)?;
+    check_nothing_lost(&team, &probe)?;
+    let during = wait_by_rank(&mut team, &SPLIT_VRID, &[1 - first])?;
+    check_segment(&team, &during)?;
+    // It comes back, and takes over from who is well: neither does that lose anything.
+    let Move { probe, .. } = moved(&mut team, |team, _| team.join(first))?;
+    check_nothing_lost(&team, &probe)?;
+    wait_by_rank(&mut team, &SPLIT_VRID, &[0, 1])?;
+    check_segment(&team, &before)?;
+
+    let Move { probe, .. } = moved(&mut team, |team, node| team.cluster.set_port(node, PortState::Disabled))?;
+    check_gap(&team, &probe)?;
+    wait_by_rank(&mut team, &SPLIT_VRID, &[1 - first])?;
+    check_segment(&team, &during)
 }

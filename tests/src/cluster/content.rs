@@ -24,6 +24,12 @@ impl Cluster {
     /// `announce:` beside `node` and `nodes`, as lines of YAML indented by two.
     #[must_use]
     pub fn yaml(&self, node: usize, vips: &[IpAddr], announce: &str) -> String {
+        self.yaml_serving(node, vips, vips, announce)
+    }
+
+    /// The same, where the node's own pod serves only `served` of them; the others have no backend.
+    #[must_use]
+    pub fn yaml_serving(&self, node: usize, vips: &[IpAddr], served: &[IpAddr], announce: &str) -> String {
         let host: &Node = &self.nodes[node];
         let service = |vip: &IpAddr| {
             let family = if vip.is_ipv4() { Family::V4 } else { Family::V6 };
@@ -34,7 +40,11 @@ impl Cluster {
                 port: VIP_PORT,
                 replies: None,
                 rung: "auto",
-                backends: vec![SocketAddr::new(host.pod.addresses.of(family), ECHO_PORT)],
+                backends: served
+                    .contains(vip)
+                    .then(|| SocketAddr::new(host.pod.addresses.of(family), ECHO_PORT))
+                    .into_iter()
+                    .collect(),
             }
         };
         let services = vips.iter().map(service).collect();

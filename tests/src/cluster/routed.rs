@@ -1,6 +1,6 @@
 //! Routed nodes, and a router of which BIRD learns their routes.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 
@@ -79,7 +79,12 @@ pub struct Peers {
 impl Peers {
     /// Starts everything, and waits until the router has routes over all nodes.
     pub fn start(watch: Watch, milliseconds: u32, kind: Kind) -> Result<Self> {
-        let team = Team::start("routed", Fabric::Routed, NODES, &[vip(1).v4.into()], kind)?;
+        Self::start_with(&[vip(1).v4.into()], watch, milliseconds, kind)
+    }
+
+    /// The same with these VIPs, the first one that of probes.
+    pub fn start_with(vips: &[IpAddr], watch: Watch, milliseconds: u32, kind: Kind) -> Result<Self> {
+        let team = Team::start("routed", Fabric::Routed, NODES, vips, kind)?;
         let router = Bird::router(&team.cluster.router, "router", &router(watch, milliseconds), team.directory())?;
         router.hurry()?;
         let peers = Self { router, team };

@@ -105,17 +105,32 @@ impl Team {
         }
         let daemons = cluster.nodes.iter().map(|_| None).collect();
         let mut team = Self { daemons, _responders: responders, cluster, vips: vips.to_vec(), kind };
-        (0..nodes).try_for_each(|node| team.join(node))?;
+        // All at the same time: most of a start is the kernel's verifier.
+        (0..nodes).try_for_each(|node| team.begin(node))?;
+        (0..nodes).try_for_each(|node| team.wait_ready(node))?;
         Ok(team)
     }
 
     /// Starts a node's daemon.
     pub fn join(&mut self, node: usize) -> Result<()> {
+        self.begin(node)?;
+        self.wait_ready(node)
+    }
+
+    /// Waits until a node's agent answers; the other daemons are waited for as they begin.
+    fn wait_ready(&mut self, node: usize) -> Result<()> {
+        match self.daemons.get_mut(node) {
+            Some(Some(Daemon::Sluice(agent))) => agent.wait_ready(),
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, node: usize) -> Result<()> {
         let host = &self.cluster.nodes[node];
         let daemon = match self.kind.of(node) {
-            Kind::Sluice { announces } => {
-                let announce = announces.get(node).context("what each node announces")?;
-                Daemon::Sluice(Box::new(Agent::start_with(host, &self.cluster.yaml(node, &self.vips, announce))?))
+            Kind::Sluice { .. } => {
+                let yaml = self.yaml(node, &self.vips)?;
+                Daemon::Sluice(Box::new(Agent::launch(host, &yaml, |command| command)?))
             }
             Kind::Keepalived { interval, vrid } => {
                 let vip = format!("{}/32", self.vips[0]);
@@ -135,6 +150,13 @@ impl Team {
         };
         self.daemons[node] = Some(daemon);
         Ok(())
+    }
+
+    /// The configuration of a node's agent whose pod serves these VIPs.
+    pub fn yaml(&self, node: usize, served: &[IpAddr]) -> Result<String> {
+        let Kind::Sluice { announces } = self.kind.of(node) else { bail!("no agent is to run on node {node}") };
+        let announce = announces.get(node).context("what each node announces")?;
+        Ok(self.cluster.yaml_serving(node, &self.vips, served, announce))
     }
 
     /// Ends a node's daemon in order, with everything that it has made.
