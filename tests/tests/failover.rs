@@ -339,3 +339,38 @@ fn a_vip_of_ipv6_moves_with_its_neighbour_advertisements() -> Result<()> {
     wait_by_rank(&mut team, &SPLIT_VRID, &[1 - first])?;
     check_segment(&team, &during)
 }
+
+/// One node answers without any election, and the same configuration tells the other not to.
+#[test]
+fn a_hung_agent_that_always_answers_goes_on_doing_so_and_nobody_else_does() -> Result<()> {
+    if !available("failover") {
+        return Ok(());
+    }
+    let always = format!("  always: [{{ interface: {UPLINK}, nodes: [a] }}]\n");
+    let kind = Kind::Sluice { announces: vec![always; 2] };
+    let (mut team, address) = (Team::start("always", Fabric::Segment, 2, &vips(1), kind)?, vip(1).v4);
+    for node in &team.cluster.nodes {
+        node.namespace.ip(&format!("address add {address}/32 dev lo\n"))?;
+    }
+    team.wait_answer(Some(0))?;
+    let prober = Prober::start(&team.cluster.element, team.target())?;
+    team.agent(0)?.signal(libc::SIGSTOP)?;
+    let (asker, only) = (Asker::new(&team.cluster)?, BTreeSet::from([team.cluster.mac(0)?]));
+    let end = Instant::now() + WATCH;
+    let (mut asked, mut answered) = (0, 0);
+    while Instant::now() < end {
+        let answers = asker.ask(address)?;
+        ensure!(answers.is_subset(&only), "a question for {address} was answered by {answers:?}");
+        (asked, answered) = (asked + 1, answered + answers.len());
+        if asked % 10 == 0 {
+            team.cluster.router.ip(&format!("neighbor flush dev {SEGMENT}\n"))?;
+        }
+    }
+    ensure!(answered > asked / 2, "{answered} of {asked} questions were answered");
+    team.agent(0)?.signal(libc::SIGCONT)?;
+    team.agent(0)?.wait_status("the agent to be there again", |_| Some(()))?;
+    let probe = prober.stop();
+    check_nothing_lost(&team, &probe)?;
+    ensure!(probe.tags() == [0], "nodes {:?} have answered", probe.tags());
+    Ok(())
+}

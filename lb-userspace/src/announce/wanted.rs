@@ -32,6 +32,8 @@ pub struct Wanted {
     pub segments: BTreeMap<String, Segment>,
     /// Interface and VIP, and whether this node answers, without any election.
     pub always: BTreeMap<(String, IpAddr), bool>,
+    /// Interface and VIP that other nodes alone answer for: this host may have it on an interface, and is not asked.
+    pub elsewhere: BTreeSet<(String, IpAddr)>,
     /// Virtual routers.
     pub routers: BTreeMap<RouterKey, WantedRouter>,
     /// What each BGP peer is to have, by its name.
@@ -97,6 +99,7 @@ pub fn wanted(announce: &Announce, vips: &BTreeSet<IpAddr>, facts: &Facts) -> Wa
         wanted.tell(&announce.node, peer, vips, facts);
     }
     let interfaces = wanted.always.keys().map(|(interface, _)| interface);
+    let interfaces = interfaces.chain(wanted.elsewhere.iter().map(|(interface, _)| interface));
     let interfaces: BTreeSet<&String> = interfaces.chain(wanted.routers.keys().map(|key| &key.interface)).collect();
     let segment = |name: &String| facts.interfaces.get(name).map(|facts| (name.clone(), Segment::of(facts)));
     wanted.segments = interfaces.into_iter().filter_map(segment).collect();
@@ -151,6 +154,8 @@ impl Wanted {
             if has_vip && has_node {
                 let holds = self.always.entry((always.interface.clone(), *vip)).or_default();
                 *holds |= matches!(decision, Decision::Announce(_));
+            } else if has_vip {
+                self.elsewhere.insert((always.interface.clone(), *vip));
             }
         }
     }
@@ -199,6 +204,9 @@ impl Wanted {
             } else {
                 let scope = Scope { has_vip: group.vips.contains(*vip), has_node, ..Scope::ALL };
                 self.decide(*vip, means(vrid), scope, facts);
+                if scope.has_vip {
+                    self.elsewhere.insert((group.interface.clone(), *vip));
+                }
             }
         }
         let link_local = group.link_local.is_some() && family == Family::Ipv6;

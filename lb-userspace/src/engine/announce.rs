@@ -139,8 +139,9 @@ fn needs_segments(announce: &Announce) -> bool {
     always.any(is_here) || groups.any(is_here)
 }
 
+/// Also where other nodes alone announce: this host may have their VIPs on an interface, and must not answer.
 fn is_wanted(announce: &Announce) -> bool {
-    needs_segments(announce) || announce.bgp.is_some()
+    !announce.always.is_empty() || !announce.vrrp.is_empty() || announce.bgp.is_some()
 }
 
 impl Answers for Holders {

@@ -134,6 +134,12 @@ impl Written {
                 all.extend(keys(segment, *vip).map(|key| (key, Holder { until, mac: segment.mac, flags: 0 })));
             }
         }
+        for (interface, vip) in &wanted.elsewhere {
+            let Some(segment) = wanted.segments.get(interface) else { continue };
+            for key in keys(segment, *vip) {
+                all.entry(key).or_insert(Holder { until: 0, mac: segment.mac, flags: 0 });
+            }
+        }
         let gone: Vec<HolderKey> = self.written.keys().filter(|key| !all.contains_key(key)).copied().collect();
         for (key, holder) in all {
             self.set(key, holder, complaints, now);

@@ -125,6 +125,9 @@ fn only_nodes_that_are_named_take_part_and_are_ranked() {
     let of = |node| wanted(&announce(node, vec![always.clone()], vec![group.clone()]), &vips(), &facts());
     let [out, second, third] = NODES.map(of);
     assert!(out.routers.is_empty() && out.always.is_empty());
+    // Its kernel may have a VIP on an interface, and would answer for it.
+    assert_eq!(out.elsewhere.iter().map(|(_, vip)| *vip).collect::<BTreeSet<_>>(), vips());
+    assert!(out.segments.contains_key("eth0") && second.elsewhere.is_empty());
     let excluded = Decision::Withhold([Reason::NodeExcluded].into());
     assert!(out.decisions.values().flatten().all(|(_, decision)| *decision == excluded));
     for key in second.routers.keys() {
