@@ -84,7 +84,12 @@ impl Engine {
     pub(super) fn is_to_end(&mut self) -> bool {
         let Some(bgp) = &self.snapshot.announce.bgp else { return true };
         match &mut self.leave {
-            Some(leave) if leave.ends => return true,
+            Some(leave) if leave.ends => {
+                // Peers hear the last of it, and why.
+                leave.departure = Departure::done(boot_time());
+                self.nudge_peers();
+                return true;
+            }
             Some(leave) => leave.ends = true,
             None => match bgp.stop {
                 StopMode::Ordered => {

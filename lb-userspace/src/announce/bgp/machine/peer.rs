@@ -285,7 +285,10 @@ impl Peer {
         };
         if is_lost {
             self.is_held = true;
-            self.fail(Cause::BfdDown, "BFD lost the peer", None, now);
+            // A peer that ends a session may end BFD without a word after it: what it said of it stays.
+            if self.state == State::Established {
+                self.fail(Cause::BfdDown, "BFD lost the peer", None, now);
+            }
             //= rfc9384#3:bfd-down SHOULD: a session that BFD ends is ended by subcode 10
             self.end_all(Cause::BfdDown, Some(Notification::cease(cease::BFD_DOWN)), true, now);
         }

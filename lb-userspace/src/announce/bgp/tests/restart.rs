@@ -175,6 +175,20 @@ fn after_bfd_lost_the_peer_a_session_waits_for_bfd_or_for_half_a_minute_of_silen
     assert_eq!(bench.peer.state(), State::Connect);
 }
 
+#[test]
+fn what_a_peer_said_at_the_end_is_kept_where_its_bfd_falls_silent_after_it() {
+    let mut bench = Bench::new(Settings { bfd: BfdUse::On, ..settings() });
+    let session = bench.establish();
+    bench.peer.set_bfd(Bfd::Up, bench.now);
+    let words = Communication::new("the rack is moved");
+    bench.receive(session, &Notification::cease_with(cease::ADMINISTRATIVE_SHUTDOWN, Some(&words)).emit());
+    bench.peer.set_bfd(Bfd::SilentSince(bench.now), bench.now);
+    let status = bench.peer.status();
+    let error = status.last_error.expect("the peer said why");
+    assert_eq!((error.cause, error.words.as_deref()), (Cause::NotificationReceived, Some("the rack is moved")));
+    assert!(status.held_by_bfd);
+}
+
 //= test rfc5882#4.2:admin-down
 #[test]
 fn bfd_that_the_other_side_switched_off_closes_nothing_and_releases_nothing() {

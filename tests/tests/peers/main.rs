@@ -2,15 +2,19 @@
 //!
 //! The agent tells a router where VIPs are: by BGP, watched by BFD, from its configuration.
 
+mod lab;
+mod said;
+mod stops;
+
 use std::{
     fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::{Agent, Configuration, Service, available, check_nothing_left, detach},
-    lab::{Family, Lab, NODE, Namespace, Options, ROUTER_END, Transport, UPLINK, wait_until},
+    lab::{Family, Lab, Namespace, ROUTER_END, Transport, UPLINK, wait_until},
     programs::{
         PATIENCE,
         bird::Bird,
@@ -18,100 +22,9 @@ use lb_tests::{
         prober::{Prober, Responder, who_answers},
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-const POD_PORT: u16 = 8080;
-const VIP_PORT: u16 = 80;
-/// Where no route but BGP's leads to.
-const VIPS: [&str; 2] = ["203.0.113.77", "2001:db8:77::1"];
-
-fn vip(family: Family) -> IpAddr {
-    let at = match family {
-        Family::V4 => 0,
-        Family::V6 => 1,
-    };
-    VIPS[at].parse().expect("an address")
-}
-
-fn lab(name: &str) -> Result<Lab> {
-    let mut lab = Lab::new(name, Options { pods: 1, ..Options::default() })?;
-    lab.attach_router_program()?;
-    Ok(lab)
-}
-
-fn yaml(lab: &Lab, has_backends: bool, announce: &str) -> String {
-    let service = |family: &Family| Service {
-        name: format!("service-{family:?}"),
-        vip: vip(*family),
-        protocol: "TCP",
-        port: VIP_PORT,
-        replies: None,
-        rung: "auto",
-        backends: if has_backends {
-            vec![SocketAddr::new(lab.pods[0].addresses.of(*family), POD_PORT)]
-        } else {
-            vec![]
-        },
-    };
-    let services = Family::BOTH.iter().map(service).collect();
-    format!("{}announce: {announce}\n", Configuration { mode: "native", services }.yaml_in(lab))
-}
-
-/// The router's BIRD: `lines` in its BGP protocol, and `bfd` of its BFD protocol.
-fn router(lab: &Lab, name: &str, lines: &str, bfd: &str) -> Result<Bird> {
-    let configuration = format!(
-        "router id 198.51.100.1;\n\
-         protocol device {{ scan time 1; }}\n\
-         protocol direct {{ ipv4; ipv6; }}\n\
-         protocol kernel k4 {{ ipv4 {{ export where source = RTS_BGP; }}; }}\n\
-         protocol kernel k6 {{ ipv6 {{ export where source = RTS_BGP; }}; }}\n\
-         {bfd}\n\
-         protocol bgp node {{\n\
-           local 198.51.100.1 as 64513;\n\
-           neighbor {} as 64512;\n\
-           connect delay time 1; connect retry time 1; error wait time 1, 1;\n\
-           {lines}\n\
-           ipv4 {{ import all; export none; }};\n\
-           ipv6 {{ import all; export none; }};\n\
-         }}\n",
-        NODE.v4
-    );
-    let bird = Bird::router(&lab.router, name, &configuration, lab.directory())?;
-    bird.hurry()?;
-    Ok(bird)
-}
-
-fn bgp(peer: &str) -> String {
-    format!(
-        "{{ bfd: [{{ name: fast, interval: 100ms }}], \
-         bgp: {{ localAs: 64512, shutdownWait: 1s, peers: [{{ name: tor, address: 198.51.100.1, as: 64513{peer} }}] }} }}"
-    )
-}
-
-/// Waits until the router has this many routes of the node.
-fn wait_routes(bird: &Bird, count: usize) -> Result<String> {
-    let found = wait_until(&format!("{count} routes at the router"), PATIENCE, || {
-        let shown = bird.control(&["show", "route", "all", "where", "source", "=", "RTS_BGP"])?;
-        let has = VIPS.iter().filter(|vip| shown.contains(&format!("{vip}/"))).count();
-        Ok((has == count).then_some(shown))
-    });
-    found.with_context(|| bird.log_tail())
-}
-
-fn wait_state(agent: &Agent, state: &str) -> Result<Value> {
-    agent.wait_status(&format!("the peer to be {state}"), |status| {
-        let peer = &status["announce"]["bgp"][0];
-        (peer["state"] == state).then(|| peer.clone())
-    })
-}
-
-/// The reasons against a VIP's first means.
-fn against(status: &Value, vip: IpAddr) -> Option<Vec<String>> {
-    let vips = status["announce"]["vips"].as_array()?;
-    let means = &vips.iter().find(|entry| entry["vip"] == vip.to_string())?["means"][0];
-    let reasons = means["against"].as_array()?;
-    Some(reasons.iter().filter_map(|reason| reason["reason"].as_str().map(str::to_owned)).collect())
-}
+use lab::*;
 
 #[test]
 fn a_router_learns_vips_while_a_backend_can_be_reached() -> Result<()> {
@@ -152,41 +65,6 @@ fn a_router_learns_vips_while_a_backend_can_be_reached() -> Result<()> {
     ensure!(wait_state(&agent, "established")?["established"] == 1, "the session was begun anew");
     agent.stop()?;
     wait_routes(&bird, 0)?;
-    check_nothing_left(&lab)
-}
-
-#[test]
-fn a_drained_node_marks_its_routes_then_withdraws_them_then_ends_the_session() -> Result<()> {
-    if !available("peers") {
-        return Ok(());
-    }
-    let lab = lab("drain")?;
-    let bird = router(&lab, "tor", "bfd on;", "protocol bfd { interface \"*\" { interval 100 ms; multiplier 5; }; }")?;
-    let _listener = conversation::listen(&lab.pods[0].namespace, POD_PORT)?;
-    let yaml = yaml(&lab, true, &bgp(", bfd: fast"));
-    let agent = Agent::start_with(&lab, &yaml)?;
-    wait_routes(&bird, 2)?;
-    agent.wait_status("BFD to be up", |status| (status["announce"]["bfd"][0]["state"] == "up").then_some(()))?;
-    let drained = agent.ask(&["drain"])?;
-    ensure!(drained.trim() == "draining", "{drained}");
-    wait_until("GRACEFUL_SHUTDOWN at the router", PATIENCE, || {
-        Ok(bird.control(&["show", "route", "all"])?.contains("(65535,0)").then_some(()))
-    })?;
-    agent.ask(&["drain", "--wait"])?;
-    let shown = bird.control(&["show", "protocols", "all", "node"])?;
-    ensure!(shown.contains("this load balancer is drained"), "{shown}");
-    wait_routes(&bird, 0)?;
-    agent.wait_status("a reason", |status| (against(status, vip(Family::V4))? == ["draining"]).then_some(()))?;
-
-    // An agent that starts anew is still drained.
-    agent.end()?;
-    let agent = Agent::start_with(&lab, &yaml)?;
-    agent.wait_status("to be drained", |status| (status["announce"]["leaving"] == "drained").then_some(()))?;
-    ensure!(wait_state(&agent, "idle")?["established"] == 0, "a drained node began a session");
-    agent.ask(&["undrain"])?;
-    wait_routes(&bird, 2)?;
-    agent.wait_status("BFD to be up", |status| (status["announce"]["bfd"][0]["state"] == "up").then_some(()))?;
-    agent.stop()?;
     check_nothing_left(&lab)
 }
 
@@ -407,7 +285,7 @@ fn a_router_that_advertises_itself_is_a_peer_by_its_interface_alone() -> Result<
 }
 
 #[test]
-fn another_speaker_on_the_node_is_named_and_peers_are_dialled() -> Result<()> {
+fn a_daemon_that_has_our_ports_is_named_and_peers_are_dialled_until_it_ends() -> Result<()> {
     if !available("peers") {
         return Ok(());
     }
@@ -427,7 +305,15 @@ fn another_speaker_on_the_node_is_named_and_peers_are_dialled() -> Result<()> {
         let is_named = |text: &str| text.contains(&format!("bird (pid {})", other.id()));
         (problem.contains("198.51.100.10:179") && is_named(problem) && is_named(of_bfd)).then_some(())
     })?;
-    drop(other);
+
+    // Once it has ended both are ours, without anybody's doing.
+    other.stop()?;
+    agent.wait_status("both ports to be ours", |status| {
+        let announce = &status["announce"];
+        let is_ours =
+            announce["bgp"][0]["listening"] == "198.51.100.10:179" && announce["bgp"][0]["problems"] == json!([]);
+        (is_ours && announce["bfd"][0]["state"] == "up").then_some(())
+    })?;
     agent.stop()?;
     check_nothing_left(&lab)
 }
