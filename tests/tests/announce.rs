@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
     agent::{Agent, Configuration, Service, available, check_nothing_left, detach},
-    lab::{ELEMENT, Family, Lab, NODE, ROUTER_END, UPLINK, attach_pass, vip, wait_until},
+    lab::{ELEMENT, Family, Lab, NODE, Namespace, ROUTER_END, UPLINK, attach_pass, vip, wait_until},
     packets::Packet,
     pinned::Pinned,
     programs::{
@@ -24,7 +24,7 @@ use lb_tests::{
         keepalived::{Keepalived, Settings, is_held_by, neighbor, wait_held_by},
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const POD_PORT: u16 = 8080;
 const VIP_PORT: u16 = 80;
@@ -51,10 +51,14 @@ fn target(family: Family) -> SocketAddr {
     SocketAddr::new(vip(1).of(family), VIP_PORT)
 }
 
-fn mac_of_the_uplink(lab: &Lab) -> Result<String> {
-    let output = lab.node.command("ip").args(["-j", "link", "show", UPLINK]).output()?;
+fn mac_of(namespace: &Namespace, interface: &str) -> Result<String> {
+    let output = namespace.command("ip").args(["-j", "link", "show", interface]).output()?;
     let links: Value = serde_json::from_slice(&output.stdout)?;
-    Ok(links[0]["address"].as_str().context("the uplink has a MAC")?.to_owned())
+    Ok(links[0]["address"].as_str().with_context(|| format!("{interface} has no MAC"))?.to_owned())
+}
+
+fn mac_of_the_uplink(lab: &Lab) -> Result<String> {
+    mac_of(&lab.node, UPLINK)
 }
 
 /// The reasons against a VIP's first means.
@@ -217,6 +221,57 @@ fn programs_that_somebody_detached_are_attached_anew_or_nothing_is_announced() -
 fn is_reached(vip: IpAddr) -> bool {
     let refused = TcpStream::connect_timeout(&SocketAddr::new(vip, VIP_PORT + 1), Duration::from_secs(2));
     refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// What the agent says of a VIP to programs.
+fn said_of(agent: &Agent, vip: IpAddr) -> Result<Value> {
+    let said = agent.ask(&["status", "vip", &vip.to_string(), "-o", "json"])?;
+    serde_json::from_str(&said).with_context(|| format!("no JSON: {said}"))
+}
+
+#[test]
+fn whoever_else_claims_a_vip_is_named_and_what_no_prefix_has_is_warned_of() -> Result<()> {
+    if !available("announce") {
+        return Ok(());
+    }
+    let lab = Lab::on_segment("claims")?;
+    let always = format!("{{ always: [{{ interface: {UPLINK} }}] }}");
+    let agent = Agent::start_with(&lab, &yaml(&lab, &Family::BOTH, true, &always))?;
+    let mac = mac_of(&lab.router, ROUTER_END)?;
+    for family in Family::BOTH {
+        let held = vip(1).of(family);
+        let said = said_of(&agent, held)?;
+        let warning = said["warnings"][0].as_str().unwrap_or_default();
+        ensure!(warning.contains(&format!("in none of the prefixes of {UPLINK}")), "{said:#}");
+        ensure!(said["means"][0]["holds"] == true && said["conflicts"] == json!([]), "{said:#}");
+    }
+    agent.wait_log(&format!("it lies in none of the prefixes of {UPLINK}"))?;
+
+    // keepalived takes it without a look at who has it, and says so to the segment.
+    let list = format!("{}/32", vip(1).v4);
+    let settings = Settings { version: 3, vrid: VRID, priority: 100, interval: "0.1", vips: &[&list] };
+    let keepalived = Keepalived::start(&lab.router, lab.directory(), &settings)?;
+    // Another machine just has it, and looks for a neighbor.
+    lab.router.ip(&format!("address add {}/128 dev {ROUTER_END} nodad\n", vip(1).v6))?;
+    forget_neighbors(&lab)?;
+    lab.router.run(|| UdpSocket::bind((vip(1).v6, 0))?.send_to(b"hello", (NODE.v6, 9)))?;
+    for family in Family::BOTH {
+        let held = vip(1).of(family);
+        let conflict = wait_until(&format!("an alarm about {held}"), PATIENCE, || {
+            let said = said_of(&agent, held)?;
+            Ok(said["conflicts"].get(0).cloned())
+        });
+        let conflict = conflict.with_context(|| format!("{}\n{}", keepalived.log_tail(), agent.log_tail()))?;
+        let count = conflict["count"].as_u64();
+        ensure!(conflict["mac"] == mac.as_str() && count.is_some_and(|count| count > 0), "{mac}: {conflict:#}");
+        let table = agent.ask(&["status", "vip", &held.to_string()])?;
+        ensure!(table.contains(&mac), "{table}");
+    }
+    let log = agent.log();
+    let alarms = log.iter().filter(|line| line.contains("somebody else claims a VIP") && line.contains(&mac));
+    ensure!(alarms.count() == Family::BOTH.len(), "{}", agent.log_tail());
+    agent.stop()?;
+    check_nothing_left(&lab)
 }
 
 /// Waits for the state of the only virtual router.

@@ -24,7 +24,10 @@ use crate::{
     net::{Netlink, links},
     preflight::{self, Report},
     privileges,
-    status::{self, FetchError, SOCKET_NAME, Status, render_bfd, render_bgp, render_table, render_vip, render_vrrp},
+    status::{
+        self, ConflictStatus, FetchError, SOCKET_NAME, Status, VipStatus, render_bfd, render_bgp, render_table,
+        render_vip, render_vrrp,
+    },
     survey,
 };
 
@@ -396,9 +399,19 @@ fn written(status: &Status, args: &StatusArgs) -> Result<String> {
                     "{vip} is no VIP that is to be announced; `sluice status` lists them, `announce` in the file says which"
                 );
             };
-            in_format(args.output, known, || table)
+            let conflicts = announce.conflicts.iter().filter(|conflict| conflict.vip == *vip).collect();
+            in_format(args.output, &ShownVip { known, conflicts }, || table)
         }
     }
+}
+
+/// `sluice status vip VIP` for programs.
+#[derive(Serialize)]
+struct ShownVip<'a> {
+    #[serde(flatten)]
+    known: &'a VipStatus,
+    /// Who else claims it.
+    conflicts: Vec<&'a ConflictStatus>,
 }
 
 fn in_format(format: Format, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<String> {

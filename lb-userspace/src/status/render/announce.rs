@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Cell, Line, Output, Style, Table, cell, count, duration, optional, peers};
-use crate::status::{AnnounceStatus, MeansStatus, RouterStatus, VipStatus};
+use crate::status::{AnnounceStatus, ConflictStatus, MeansStatus, RouterStatus, VipStatus};
 
 /// Virtual routers, VIPs that are withheld, and conflicts; nothing where nothing is to be announced.
 pub(super) fn write(status: &AnnounceStatus, out: &mut Output) {
@@ -33,7 +33,7 @@ pub(super) fn write(status: &AnnounceStatus, out: &mut Output) {
         vips(&wanted, false).write(out);
     }
     if !status.conflicts.is_empty() {
-        conflicts(status).write(out);
+        conflicts(&status.conflicts).write(out);
     }
 }
 
@@ -60,7 +60,14 @@ pub fn render_vrrp(status: &AnnounceStatus, color: bool) -> String {
 /// `sluice status vip VIP`; `None` where nothing is to be announced of it.
 pub fn render_vip(status: &AnnounceStatus, vip: IpAddr, color: bool) -> Option<String> {
     let wanted: Vec<VipStatus> = status.vips.iter().filter(|status| status.vip == vip).cloned().collect();
-    (!wanted.is_empty()).then(|| rendered(color, |out| vips(&wanted, true).write(out)))
+    let claimed: Vec<ConflictStatus> = status.conflicts.iter().filter(|status| status.vip == vip).cloned().collect();
+    let write = |out: &mut Output| {
+        vips(&wanted, true).write(out);
+        if !claimed.is_empty() {
+            conflicts(&claimed).write(out);
+        }
+    };
+    (!wanted.is_empty()).then(|| rendered(color, write))
 }
 
 pub(super) fn rendered(color: bool, write: impl FnOnce(&mut Output)) -> String {
@@ -150,8 +157,8 @@ fn state(means: &MeansStatus) -> (Cell, Cell) {
     (state, holder)
 }
 
-fn conflicts(status: &AnnounceStatus) -> Table {
-    let row = |conflict: &crate::status::ConflictStatus| {
+fn conflicts(all: &[ConflictStatus]) -> Table {
+    let row = |conflict: &ConflictStatus| {
         Line::Row(vec![
             cell(conflict.vip.to_string()),
             cell(&conflict.mac).styled(Style::Bad),
@@ -162,6 +169,6 @@ fn conflicts(status: &AnnounceStatus) -> Table {
     Table {
         titles: &["CONFLICT: VIP", "ALSO CLAIMED BY", "IFINDEX", "TIMES"],
         right: &[2, 3],
-        lines: status.conflicts.iter().map(row).collect(),
+        lines: all.iter().map(row).collect(),
     }
 }
