@@ -89,17 +89,22 @@ impl Lab {
         lab
     }
 
-    pub fn control(&self, at: usize) -> PathBuf {
-        self.folder.join(format!("{at}.ctl"))
+    fn control(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.ctl"))
     }
 
     pub fn start_bird(&mut self, at: usize, text: &str) {
-        let (config, control) = (self.folder.join(format!("{at}.conf")), self.control(at));
+        self.start_bird_as(at, &at.to_string(), text);
+    }
+
+    /// The same by a name, so that there may be more.
+    pub fn start_bird_as(&mut self, at: usize, name: &str, text: &str) {
+        let (config, control) = (self.folder.join(format!("{name}.conf")), self.control(name));
         let text = format!("router id 10.0.0.{};\nprotocol device {{ }}\n{text}\n", at + 2);
         fs::write(&config, text).expect("the folder is there");
         let mut bird = Command::new("ip");
         bird.args(["netns", "exec", &self.names[at], "bird", "-f", "-c"]).arg(config).arg("-s").arg(&control);
-        bird.arg("-P").arg(self.folder.join(format!("{at}.pid")));
+        bird.arg("-P").arg(self.folder.join(format!("{name}.pid")));
         let bird = bird.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("ip is there");
         self.birds.push((at, bird));
         until("BIRD answers", || {
@@ -117,7 +122,11 @@ impl Lab {
     }
 
     pub fn bird(&self, at: usize, command: &str) -> String {
-        run(&format!("birdc -s {} {command}", self.control(at).display()))
+        self.bird_as(&at.to_string(), command)
+    }
+
+    pub fn bird_as(&self, name: &str, command: &str) -> String {
+        run(&format!("birdc -s {} {command}", self.control(name).display()))
     }
 
     pub fn has_routes(&self) -> bool {

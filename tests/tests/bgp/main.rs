@@ -2,6 +2,7 @@
 //!
 //! The driver against BIRD: the node is one namespace and the router another, which each test makes and removes.
 
+mod collisions;
 mod lab;
 
 use std::{
@@ -11,7 +12,6 @@ use std::{
     os::fd::AsRawFd,
     sync::Arc,
     thread,
-    time::{Duration, Instant},
 };
 
 use lb_userspace::announce::bgp::{
@@ -19,7 +19,7 @@ use lb_userspace::announce::bgp::{
     machine::{Cause, CeaseReason, Mode, PeerAs, RestartFacts, Stage, State},
     packet::Communication,
     route::{Attributes, Route},
-    values::{Family, HoldTime, Identifier, Prefix, RestartTime},
+    values::{Family, HoldTime, Prefix, RestartTime},
 };
 use socket2::{Domain, Socket, Type};
 
@@ -88,48 +88,6 @@ fn who_both_dial_have_one_session() {
         lab.until_routes();
         node.until("one connection", |peer, status| peer.connections.len() == 1 && status.state == State::Established);
     });
-}
-
-/// Both dial, and neither hears the other's OPEN before both connections are there: which of them stays follows from the
-/// identifiers, as long as both are young.
-fn collides(test: &str, identifier: &str, ours_stays: bool) {
-    with_bird(test, &dialling(""), |lab| {
-        let mut peer = peer(Mode::DialAndAccept, "10.9.0.2");
-        peer.settings.identifier = Identifier::new(identifier.parse().expect("an address")).expect("legal");
-        let node = loop {
-            run("nft add table inet held");
-            for hook in ["input", "output"] {
-                run(&format!("nft add chain inet held {hook} {{ type filter hook {hook} priority 0 ; }}"));
-                run(&format!("nft add rule inet held {hook} tcp flags & psh == psh drop"));
-            }
-            let (node, begin) = (Node::with(&peer), Instant::now());
-            node.until("two connections", |peer, _| peer.connections.len() == 2);
-            run("nft delete table inet held");
-            // A connection that has waited for longer is taken for dead, and not weighed: on a machine that stands still, again.
-            if begin.elapsed() < Duration::from_secs(4) {
-                break node;
-            }
-        };
-        node.until("a session on one of them", |peer, status| {
-            peer.connections.len() == 1 && status.state == State::Established
-        });
-        lab.until_routes();
-        let report = node.peer().expect("wanted");
-        assert_eq!(report.connections[0].1.port() == 179, ours_stays, "{:?}", report.connections);
-        let status = report.status.expect("a machine");
-        assert_eq!((status.causes.get(&Cause::Collision), status.counters.established), (Some(&1), 1), "{status:#?}");
-    });
-}
-
-//= test rfc4271#6.8:cease
-#[test]
-fn of_two_connections_ours_stays_where_our_identifier_is_greater() {
-    collides("greater", "10.0.0.9", true);
-}
-
-#[test]
-fn of_two_connections_theirs_stays_where_our_identifier_is_less() {
-    collides("less", "10.0.0.1", false);
 }
 
 #[test]
