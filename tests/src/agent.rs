@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    halted::Halted,
     lab::{Host, LAB_OBJECT, Lab, Namespace, Pair, UPLINK, privileged, wait_until},
     process::Process,
 };
@@ -190,6 +191,11 @@ impl Agent {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "sluice {words:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
         Ok(said)
+    }
+
+    /// Has the thread of the engine stand still, while all others go on, until what is returned is dropped by this thread.
+    pub fn halt_engine(&self) -> Result<Halted> {
+        Halted::thread(self.id())
     }
 
     /// The process id.

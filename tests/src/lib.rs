@@ -4,6 +4,7 @@ pub mod agent;
 pub mod clock;
 pub mod cluster;
 pub mod fuzz;
+pub mod halted;
 pub mod kernel;
 pub mod lab;
 pub mod life;

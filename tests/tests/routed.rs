@@ -3,7 +3,7 @@
 //! Two nodes that a router knows by BGP, watched by BFD: where it sends packets when a node is cut off, an agent dies, stands
 //! still, restarts or leaves, and when a VIP goes from one of the nodes.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
@@ -25,6 +25,8 @@ use lb_tests::{
 const BFD_MILLISECONDS: u32 = 100;
 /// The detection time of three of them, twice as long again for what comes after on a busy machine.
 const MOVED_MAX: Duration = Duration::from_millis(900);
+/// How long an engine may be busy and not be taken for hung.
+const WORK_MAX: Duration = Duration::from_secs(5);
 /// A withdrawal that was sent, with a router that has much to do.
 const WITHDRAWN_MAX: Duration = Duration::from_millis(200);
 
@@ -72,6 +74,18 @@ fn an_agent_that_is_killed_or_hangs_or_restarts_is_missed_by_bfd_and_nothing_is_
     let stop = |team: &mut Team, node| team.agent(node)?.signal(libc::SIGSTOP);
     let go_on = |team: &mut Team, node| team.agent(node)?.signal(libc::SIGCONT);
     is_missed(&mut peers, stop, go_on).context("hung")?;
+    // Threads that speak for an engine that hangs must not go on for longer than its work may take.
+    let halted = Cell::new(None);
+    let halt = |team: &mut Team, node| {
+        halted.set(Some(team.agent(node)?.halt_engine()?));
+        Ok(())
+    };
+    let go_on = |_: &mut Team, _| {
+        drop(halted.take());
+        Ok(())
+    };
+    let (took, stall) = goes_and_comes_back(&mut peers, halt, go_on).context("the engine hangs")?;
+    ensure!(took < WORK_MAX + MOVED_MAX + stall, "an engine that hangs was missed after {took:?}");
     is_missed(&mut peers, Team::end, Team::join).context("restarted")
 }
 
