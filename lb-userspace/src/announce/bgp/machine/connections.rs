@@ -108,14 +108,12 @@ impl Peer {
     /// `is_final`: the peer is to forget our routes at once.
     pub(super) fn end_all(&mut self, cause: Cause, notification: Option<Notification>, is_final: bool, now: Duration) {
         for id in self.connections.iter().map(|connection| connection.id).collect::<Vec<_>>() {
-            let ending = |session: &Session| notification.clone().map(|it| session.negotiated.ending(it, is_final));
-            let notification = match self.connection(id).map(|connection| &connection.phase) {
-                Some(Phase::Established(session)) => ending(session),
-                Some(Phase::Connect | Phase::OpenSent { .. } | Phase::OpenConfirm { .. }) | None => {
-                    notification.clone()
-                }
-            };
-            self.end(id, cause, notification, now);
+            // In OpenConfirm, too: the peer may have its session already, and with it routes of before.
+            let ending = notification.clone().map(|it| match self.negotiated(id) {
+                Some(negotiated) => negotiated.ending(it, is_final),
+                None => it,
+            });
+            self.end(id, cause, ending, now);
         }
     }
 

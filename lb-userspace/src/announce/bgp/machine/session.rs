@@ -216,7 +216,7 @@ impl Peer {
     }
 
     /// The agreement of a connection that has come so far.
-    fn negotiated(&self, id: ConnectionId) -> Option<&Negotiated> {
+    pub(super) fn negotiated(&self, id: ConnectionId) -> Option<&Negotiated> {
         match &self.connection(id)?.phase {
             Phase::Connect | Phase::OpenSent { .. } => None,
             Phase::OpenConfirm { negotiated, .. } => Some(negotiated),

@@ -112,6 +112,19 @@ fn n_is_offered_with_bfd_alone_and_makes_what_must_end_routes_a_hard_reset() {
 }
 
 #[test]
+fn a_peer_that_may_have_its_session_already_is_told_a_hard_reset() {
+    let mut bench = Bench::new(graceful_settings(BfdUse::On));
+    bench.peer.set_bfd(Bfd::Up, bench.now);
+    let id = bench.connect();
+    bench.acts();
+    // Our KEEPALIVE is on its way to it, and its own to us.
+    bench.receive(id, &their_graceful_open(true).emit());
+    assert_eq!((bench.outs(), bench.peer.state()), (vec![Out::Keepalive], State::OpenConfirm));
+    bench.peer.set_bfd(Bfd::Down, bench.now);
+    assert_eq!(bench.outs(), [Out::Notification(6, cease::HARD_RESET), Out::Close]);
+}
+
+#[test]
 fn a_silent_peer_is_told_so_without_a_hard_reset() {
     let mut bench = Bench::new(graceful_settings(BfdUse::On));
     bench.establish_with(&their_graceful_open(true));
