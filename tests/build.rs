@@ -3,6 +3,8 @@
 
 use std::{env, error::Error, path::Path};
 
+#[path = "build/expand.rs"]
+mod expand;
 #[path = "build/mutants.rs"]
 mod mutants;
 #[path = "build/router_mutants.rs"]
@@ -18,6 +20,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let common = Path::new("../lb-common/src");
     unchecked::write(common, &Path::new(&out).join("unchecked.rs"))?;
     mutants::write(common, &Path::new(&out).join("mutants.rs"))?;
-    let vrrp = Path::new("../lb-userspace/src/announce/vrrp");
-    router_mutants::write(vrrp, Path::new("src/sim"), &Path::new(&out).join("router_mutants.rs"))
+    let (announce, sim) = (Path::new("../lb-userspace/src/announce"), Path::new("src/sim"));
+    router_mutants::write(&announce.join("vrrp"), sim, &Path::new(&out).join("router_mutants.rs"))
 }

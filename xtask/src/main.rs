@@ -44,7 +44,7 @@ enum Command {
     Soak(workspace::SoakOptions),
     /// Measure how long a VIP is away when nodes fail, leave and come back, beside the usual daemons
     Failover(workspace::FailoverOptions),
-    /// Run simulated virtual routers through faults, each run from a seed
+    /// Run simulated virtual routers, and nodes that announce to routers, through faults, each run from a seed
     Sim(workspace::SimOptions),
     /// Give decoders of foreign bytes whatever a fuzzer finds
     Fuzz(fuzz::Options),

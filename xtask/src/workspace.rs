@@ -87,6 +87,9 @@ pub struct FailoverOptions {
 /// Which runs are simulated.
 #[derive(Args)]
 pub struct SimOptions {
+    /// What is simulated: `vrrp`, `bgp` (which BFD watches), or both where none is named
+    #[arg(long)]
+    machine: Option<String>,
     /// The first seed: the same one makes the same run
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -328,11 +331,14 @@ pub fn failover(options: &FailoverOptions) -> Result<()> {
     become_program("failover", None, words.into_iter())
 }
 
-/// Runs simulated virtual routers. Needs neither privileges nor the eBPF toolchain.
+/// Runs simulated virtual routers, and nodes that announce to routers. Needs neither privileges nor the eBPF toolchain.
 pub fn sim(options: &SimOptions) -> Result<()> {
     let mut command = cargo();
     command.args(["run", "--quiet", "--release", "--package", "lb-tests", "--bin", "sim", "--"]);
     command.args(["--seed", &options.seed.to_string(), "--seeds", &options.seeds.to_string()]);
+    if let Some(machine) = &options.machine {
+        command.args(["--machine", machine]);
+    }
     Err(command.exec()).context("cannot start cargo")
 }
 

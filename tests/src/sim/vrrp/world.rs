@@ -55,8 +55,6 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, random: Random, nodes: Vec<Node>, rule: VersionRule, monitor: Monitor) -> Self {
         let count = nodes.len();
-        let trace =
-            Trace { hash: 0xcbf2_9ce4_8422_2325, steps: 0, sent: 0, transitions: 0, longest_gap: Duration::ZERO };
         Self {
             seed,
             now: Duration::ZERO,
@@ -68,7 +66,7 @@ impl World {
             cache: BTreeMap::new(),
             takeovers: 0,
             monitor,
-            trace,
+            trace: Trace::NONE,
             queue: BTreeMap::new(),
             queued: 0,
             arrived: vec![vec![Duration::ZERO; count]; count],
@@ -287,10 +285,6 @@ impl World {
     }
 
     fn note(&mut self, words: &[u64]) {
-        let time = self.now.as_nanos() as u64;
-        for word in words.iter().chain([&time]) {
-            self.trace.hash = (self.trace.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
-            self.trace.hash ^= self.trace.hash >> 29;
-        }
+        self.trace.note(words, self.now);
     }
 }
