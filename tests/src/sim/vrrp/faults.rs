@@ -33,6 +33,8 @@ pub(super) enum Change {
     Resume(usize),
     /// What it may hold of a virtual router.
     Eligible(usize, usize, Option<Priority>),
+    /// The data plane has the VIPs, or not.
+    Install(usize, bool),
     /// The VIPs that it knows for a virtual router.
     List(usize, usize, Vips),
     /// The node's link.
@@ -91,19 +93,14 @@ impl World {
                     return Ok(());
                 }
                 self.nodes[at].settings[router].priority = priority;
-                let local = self.nodes[at].local(self.now);
-                if let Some(router) = self.nodes[at].routers.get_mut(router) {
-                    router.set_priority(priority, local);
+                self.compete(at)?;
+            }
+            Change::Install(at, is_there) => {
+                if matches!(self.nodes[at].phase, Phase::Stopped | Phase::Paused) {
+                    return Ok(());
                 }
-                self.flush(at)?;
-                // A table that an agent has left behind ends by itself.
-                let holds = |router: &Router| router.hold().is_some();
-                if priority.is_none()
-                    && self.nodes[at].phase == Phase::Runs
-                    && self.nodes[at].routers.get(router).is_some_and(holds)
-                {
-                    return self.violation(format!("node {at} answers and is not eligible"));
-                }
+                self.nodes[at].is_installed = is_there;
+                self.compete(at)?;
             }
             Change::List(at, router, vips) => {
                 self.nodes[at].settings[router].vips = vips.clone();
@@ -141,6 +138,24 @@ impl World {
                 self.loss = 0;
                 self.cut.iter_mut().for_each(|from| from.fill(false));
             }
+        }
+        Ok(())
+    }
+
+    /// The engine has decided anew: who may not hold holds nothing from there on.
+    fn compete(&mut self, at: usize) -> Result<(), Violation> {
+        let node = &mut self.nodes[at];
+        let local = node.local(self.now);
+        let priorities: Vec<_> = (0..node.settings.len()).map(|router| node.priority(router)).collect();
+        for (router, priority) in node.routers.iter_mut().zip(&priorities) {
+            router.set_priority(*priority, local);
+        }
+        self.flush(at)?;
+        // A table that an agent has left behind ends by itself.
+        let node = &self.nodes[at];
+        let is_wrong = |(router, priority): (&Router, &Option<Priority>)| priority.is_none() && router.hold().is_some();
+        if node.phase == Phase::Runs && node.routers.iter().zip(&priorities).any(is_wrong) {
+            return self.violation(format!("node {at} answers and is not eligible"));
         }
         Ok(())
     }

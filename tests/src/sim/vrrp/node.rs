@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_userspace::announce::vrrp::{
-    Family,
+    Family, Priority,
     machine::{Router, Settings, Transmit},
 };
 
@@ -41,6 +41,8 @@ pub(super) struct Node {
     pub(super) is_linked: bool,
     /// Whether it was told to take part; a new agent is.
     pub(super) is_ordered: bool,
+    /// The data plane has the VIPs.
+    pub(super) is_installed: bool,
     /// For each virtual router, as a new agent would begin with.
     pub(super) settings: Vec<Settings>,
     pub(super) routers: Vec<Router>,
@@ -61,6 +63,7 @@ impl Node {
             phase: Phase::Dead,
             is_linked: true,
             is_ordered: true,
+            is_installed: true,
             settings,
             routers: Vec::new(),
             table: BTreeMap::new(),
@@ -89,7 +92,12 @@ impl Node {
 
     /// Whether it may hold a virtual router's VIPs before long, left alone.
     pub(super) fn is_able(&self, router: usize) -> bool {
-        self.phase == Phase::Runs && self.is_linked && self.is_ordered && self.settings[router].priority.is_some()
+        self.phase == Phase::Runs && self.is_linked && self.is_ordered && self.priority(router).is_some()
+    }
+
+    /// What it competes with: nothing without a data plane.
+    pub(super) fn priority(&self, router: usize) -> Option<Priority> {
+        self.settings[router].priority.filter(|_| self.is_installed)
     }
 }
 

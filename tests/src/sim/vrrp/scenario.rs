@@ -298,7 +298,7 @@ impl Run {
         let jump = self.world.random.time(Duration::ZERO, interval.duration() * 10);
         let list = self.plan.settings[victim][router].vips.clone();
         let shorter = self.plan.shorter(victim, router);
-        match self.world.random.below(14) {
+        match self.world.random.below(15) {
             0 => ("loss of power", (Change::Crash(victim), Change::Start(victim)), dead),
             1 => ("death of the agent", (Change::Kill(victim), Change::Start(victim)), silent),
             2 => ("standstill of the agent", (Change::Stop(victim), Change::Continue(victim)), asleep),
@@ -318,7 +318,8 @@ impl Run {
                 // What it does not know it answers not, and nobody else does.
                 ("change of the list", changes, Cost { gap: ENDLESS, ..nothing })
             }
-            12 => ("partition", (Change::Part(1 << victim), Change::Heal), split),
+            12 => ("loss of the data plane", (Change::Install(victim, false), Change::Install(victim, true)), silent),
+            13 => ("partition", (Change::Part(1 << victim), Change::Heal), split),
             _ => ("some loss", (Change::Loss(2), Change::Heal), split),
         }
     }
@@ -355,6 +356,7 @@ impl Run {
                 Phase::Dead => self.world.change(Change::Start(at))?,
                 Phase::Runs | Phase::Stopped | Phase::Paused => {}
             }
+            self.world.change(Change::Install(at, true))?;
             self.world.change(Change::Link(at, true))?;
             self.world.change(Change::Resume(at))?;
         }

@@ -189,7 +189,7 @@ impl World {
             return Ok(());
         }
         let said = transmit.advertisement.priority();
-        let may = self.nodes[at].settings[router].priority.map(Advertised::from);
+        let may = self.nodes[at].priority(router).map(Advertised::from);
         if said != Advertised::LEAVES && may != Some(said) {
             return self.violation(format!("node {at} advertises {said} and may {may:?}"));
         }
@@ -263,7 +263,10 @@ impl World {
         node.routers.clear();
         node.socket.clear();
         (node.held, node.trap) = (None, None);
-        let (settings, is_linked) = (node.settings.clone(), node.is_linked);
+        let (mut settings, is_linked) = (node.settings.clone(), node.is_linked);
+        for (router, settings) in settings.iter_mut().enumerate() {
+            settings.priority = node.priority(router);
+        }
         for settings in settings {
             match Router::new(settings, local) {
                 Ok(router) => self.nodes[at].routers.push(router),
