@@ -295,6 +295,7 @@ impl Engine {
         if let Ok(announcer) = &self.announcing.announcer {
             announcer.beat();
         }
+        self.peers.beat();
         self.peers.watch.beat(boot_time(), self.has_data_plane());
     }
 

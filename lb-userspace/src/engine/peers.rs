@@ -187,6 +187,13 @@ impl Peers {
         }
     }
 
+    /// Says that the engine lives.
+    pub(super) fn beat(&self) {
+        if let Ok(speaker) = &self.speaker {
+            speaker.beat();
+        }
+    }
+
     /// Ends all sessions: with a Cease where no stage has ended them before.
     pub(super) fn stop(&mut self) {
         if let Ok(speaker) = &mut self.speaker {

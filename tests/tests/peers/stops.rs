@@ -46,6 +46,25 @@ fn a_drained_node_marks_its_routes_then_withdraws_them_then_ends_the_session() -
     check_nothing_left(&lab)
 }
 
+/// Without BFD nobody but the thread of BGP misses an engine that hangs.
+#[test]
+fn the_routes_of_an_engine_that_hangs_are_withdrawn() -> Result<()> {
+    if !available("peers") {
+        return Ok(());
+    }
+    let lab = lab("halted")?;
+    let bird = router(&lab, "tor", "", "")?;
+    let agent = Agent::start_with(&lab, &yaml(&lab, true, &bgp("")))?;
+    wait_routes(&bird, 2)?;
+    let halted = agent.halt_engine()?;
+    wait_routes(&bird, 0)?;
+    ensure!(bird.control(&["show", "protocols", "node"])?.contains("Established"), "the session has ended too");
+    drop(halted);
+    wait_routes(&bird, 2)?;
+    agent.stop()?;
+    check_nothing_left(&lab)
+}
+
 /// How soon an agent ends that is told so twice: no step of leaving is waited for.
 const ENDS_MAX: Duration = Duration::from_secs(5);
 

@@ -19,6 +19,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
+        atomic::{AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
@@ -40,10 +41,12 @@ pub use wanted::{BGP_PORT, Interface, SECRET_OCTETS_MAX, Secret, SecretError, Tt
 
 /// How long a stop waits for last words to be taken: longer than a connection has for that.
 const STOP_MAX: Duration = Duration::from_secs(3);
+/// From one turn of the thread to the next, where it has peers: several times as long as it waits.
+const TURN_MAX: Duration = Duration::from_secs(4);
 /// How long the engine waits for a report, which the thread gives between two turns.
 const REPORT_MAX: Duration = Duration::from_millis(500);
 
-pub use crate::announce::driver::boot_time;
+pub use crate::announce::driver::{HEARTBEAT_MAX, boot_time};
 
 enum Order {
     Want(Box<Wanted>),
@@ -57,6 +60,8 @@ enum Order {
 pub struct Speaker {
     orders: Sender<Order>,
     wake: Arc<OwnedFd>,
+    /// When the engine lived, in nanoseconds of the boot clock; 0: it has not said so yet.
+    beat: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -67,13 +72,21 @@ impl Speaker {
     pub fn start(seed: u64, prepare: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (orders, received) = mpsc::channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let theirs = Arc::clone(&wake);
+        let beat = Arc::new(AtomicU64::new(0));
+        let theirs = (Arc::clone(&wake), Arc::clone(&beat));
         let run = move || {
             prepare();
-            Driver { orders: received, wake: theirs, running: Running::new(seed) }.run();
+            let (wake, beat) = theirs;
+            let now = boot_time();
+            Driver { orders: received, wake, beat, turned: now, woke: now, running: Running::new(seed) }.run();
         };
         let thread = thread::Builder::new().name("bgp".into()).spawn(run)?;
-        Ok(Self { orders, wake, thread: Some(thread) })
+        Ok(Self { orders, wake, beat, thread: Some(thread) })
+    }
+
+    /// Says that the engine lives. Once this was said, routes are withdrawn where it is not for [`HEARTBEAT_MAX`].
+    pub fn beat(&self) {
+        self.beat.store(boot_time().as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// From here on this is announced to these peers and nothing else. May be said as often as one likes.
@@ -117,6 +130,11 @@ impl Drop for Speaker {
 struct Driver {
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
+    beat: Arc<AtomicU64>,
+    /// The last turn of this thread.
+    turned: Duration,
+    /// When it went on after it had stood still.
+    woke: Duration,
     running: Running,
 }
 
@@ -142,6 +160,9 @@ impl Driver {
                 Told::Gone if stop_at.is_none() => return,
                 Told::Gone => {}
             }
+            // Who stops has said the last of it.
+            let is_hung = self.is_hung(boot_time()) && stop_at.is_none();
+            self.running.set_silenced(is_hung, boot_time());
             self.running.hear(boot_time());
             let has_more = self.running.handle_timeout(boot_time());
             if stop_at.is_some_and(|at| self.running.has_ended() || boot_time() >= at) {
@@ -151,6 +172,16 @@ impl Driver {
                 self.wait(stop_at);
             }
         }
+    }
+
+    /// Whether nothing was heard of the engine for too long. Whoever stood still cannot say that of another.
+    fn is_hung(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.turned) > TURN_MAX {
+            self.woke = now;
+        }
+        self.turned = now;
+        let heard = self.beat.load(Ordering::Relaxed);
+        heard != 0 && now.saturating_sub(Duration::from_nanos(heard).max(self.woke)) > HEARTBEAT_MAX
     }
 
     fn follow_orders(&mut self) -> Told {

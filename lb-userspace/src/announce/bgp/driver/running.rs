@@ -1,10 +1,10 @@
 //! All peers, and how they follow what is wanted.
 
-use std::{collections::BTreeMap, net::SocketAddr, os::fd::BorrowedFd, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 use rustix::event::PollFlags;
 use socket2::Socket;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     entry::Entry,
@@ -26,6 +26,10 @@ const READ_OCTETS: usize = 65_536;
 pub struct Running {
     port: u16,
     restart: RestartFacts,
+    /// What was said last.
+    wanted: Wanted,
+    /// The engine says nothing.
+    is_silenced: bool,
     peers: BTreeMap<String, Entry>,
     /// Peers that are wanted and cannot be, until others have ended at least.
     impossible: BTreeMap<String, Impossible>,
@@ -69,6 +73,8 @@ impl Running {
         Self {
             port: port.get(),
             restart,
+            wanted: Wanted::default(),
+            is_silenced: false,
             peers: BTreeMap::new(),
             impossible: BTreeMap::new(),
             listeners: Listeners::default(),
@@ -81,8 +87,27 @@ impl Running {
         }
     }
 
-    /// Takes up what is wanted.
+    /// Takes up what is wanted, by an engine that lives.
     pub fn follow(&mut self, wanted: Wanted, now: Duration) {
+        self.is_silenced = false;
+        self.wanted = wanted.clone();
+        self.take_up(wanted, now);
+    }
+
+    /// Whether the engine says nothing: nobody knows then whether what is announced can be served, and it is withdrawn.
+    pub fn set_silenced(&mut self, is_silenced: bool, now: Duration) {
+        if std::mem::replace(&mut self.is_silenced, is_silenced) == is_silenced {
+            return;
+        }
+        let mut wanted = self.wanted.clone();
+        if is_silenced {
+            warn!("the engine says nothing: routes are withdrawn");
+            wanted.peers.values_mut().for_each(|peer| peer.routes = Arc::default());
+        }
+        self.take_up(wanted, now);
+    }
+
+    fn take_up(&mut self, wanted: Wanted, now: Duration) {
         self.port = wanted.port.get();
         self.restart = wanted.restart;
         self.impossible.clear();
