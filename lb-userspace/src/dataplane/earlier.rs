@@ -20,6 +20,7 @@ use lb_common::{
     abi::{self, Bypass, BypassKey, Counter, Settings, SlotBlock, Traffic},
     agent::FLOW_FORMAT,
     flow,
+    holder::{Holder, HolderKey, VirtualMac, VirtualMacKey},
 };
 
 use super::{
@@ -165,6 +166,20 @@ impl Earlier {
     /// The uplinks, by interface.
     pub fn uplinks(&self) -> Result<Vec<(u32, abi::Uplink)>, DataPlaneError> {
         self.entries("uplinks")
+    }
+
+    /// Who answers for VIPs; nothing where the earlier agent had no such map.
+    pub fn holders(&self) -> Result<Vec<(HolderKey, Holder)>, DataPlaneError> {
+        self.entries_if_any("holders")
+    }
+
+    /// Which virtual MACs are taken.
+    pub fn virtual_macs(&self) -> Result<Vec<(VirtualMacKey, VirtualMac)>, DataPlaneError> {
+        self.entries_if_any("virtual_macs")
+    }
+
+    fn entries_if_any<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>, DataPlaneError> {
+        if self.maps.join(map).exists() { self.entries(map) } else { Ok(Vec::new()) }
     }
 
     /// The settings. Whoever carries records over needs the same seeds.

@@ -19,6 +19,7 @@ use crate::{
         DataPlaneError,
         bpffs::{self, MAPS, MAPS_NEW, MAPS_OLD, MAPS_OLDER},
         earlier::{Carried, Earlier},
+        holders::Holders,
         object::{self, Clock, Pins},
         pinned,
         tables::{Tables, read_undos},
@@ -71,12 +72,16 @@ fn fill(begun: &Begun) -> Result<()> {
         uplink: seeds.uplink,
         ..settings(&begun.snapshot, clock.hertz)
     };
+    let mut holders = Holders::take(&mut object)?;
     let mut tables = Tables::new(&mut object, &begun.sizes, settings)?;
     for op in &ops {
         tables.apply(op)?;
     }
     for (ifindex, uplink) in earlier.uplinks()? {
         tables.set_uplink(ifindex, uplink.mac)?;
+    }
+    if let Err(error) = carry_holders(&earlier, &mut holders) {
+        warn!(%error, "who answers for VIPs is not carried over: nobody does until they are announced again");
     }
     if !earlier.has_own_flows() {
         warn!("what clients are recorded cannot be carried over: the earlier agent records them in another form");
@@ -99,6 +104,17 @@ fn fill(begun: &Begun) -> Result<()> {
         tables.note_undo(key, was_on)?;
     }
     tables.sign(BUILD)?;
+    Ok(())
+}
+
+/// Until the thread that announces begins, the data plane answers as it did.
+fn carry_holders(earlier: &Earlier, holders: &mut Holders) -> Result<(), DataPlaneError> {
+    for (key, holder) in earlier.holders()? {
+        holders.set(&key, &holder)?;
+    }
+    for (key, mac) in earlier.virtual_macs()? {
+        holders.set_mac(&key, &mac)?;
+    }
     Ok(())
 }
 
