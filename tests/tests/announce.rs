@@ -6,8 +6,10 @@ use std::{
     fs,
     io::{self, ErrorKind},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -148,6 +150,24 @@ fn a_vip_that_is_always_held_is_found_on_the_segment_while_a_backend_can_be_reac
     for family in Family::BOTH {
         Conversation::open(&lab.element, target(family), &listener).with_context(|| format!("{family:?}, no agent"))?;
     }
+
+    // Nor is it without an answer while the next agent makes maps of other capacities.
+    let larger = format!("{}capacities: {{ flows: 2048 }}\n", yaml(&lab, &Family::BOTH, true, &always));
+    let has_started = AtomicBool::new(false);
+    let agent = thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            while !has_started.load(Ordering::Relaxed) {
+                forget_neighbors(&lab)?;
+                ensure!(lab.router.run(|| is_reached(vip(1).v4.into())), "nothing answers while maps are renewed");
+            }
+            Ok(())
+        });
+        let agent = Agent::start_with(&lab, &larger);
+        has_started.store(true, Ordering::Relaxed);
+        asker.join().expect("it does not panic").and(agent)
+    })?;
+    ensure!(agent.log().iter().any(|line| line.contains("carried over to new maps")), "the maps have stayed");
+    agent.kill()?;
     Agent::start_with(&lab, &yaml(&lab, &Family::BOTH, true, "{}"))?.stop()?;
     forget_neighbors(&lab)?;
     ensure!(!lab.router.run(|| is_reached(vip(1).v4.into())), "who announces nothing answers for a VIP");
@@ -165,10 +185,12 @@ fn links(agent: &Agent, program: &str) -> Result<Vec<PathBuf>> {
 }
 
 fn detach_uplink(agent: &Agent) -> Result<()> {
-    for pin in links(agent, "sluice_xdp-")? {
-        let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
+    links(agent, "sluice_xdp-")?.iter().try_for_each(|pin| detach_link(pin))
+}
+
+fn detach_link(pin: &Path) -> Result<()> {
+    let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -195,11 +217,23 @@ fn programs_that_somebody_detached_are_attached_anew_or_nothing_is_announced() -
     detach_uplink(&agent)?;
     wait_restored(1)?;
     session.exchange(Speaker::Client)?;
-    for pin in links(&agent, "sluice_return-")? {
-        fs::remove_file(pin)?;
+    for pin in links(&agent, "sluice_bypass-")? {
+        detach_link(&pin)?;
     }
     wait_restored(2)?;
     session.exchange(Speaker::Pod)?;
+
+    // Whoever removes a pin detaches nothing.
+    let pins: Vec<PathBuf> =
+        ["sluice_xdp-", "sluice_return-"].iter().map(|name| links(&agent, name)).collect::<Result<Vec<_>>>()?.concat();
+    for pin in &pins {
+        fs::remove_file(pin)?;
+        session.exchange(Speaker::Pod)?;
+    }
+    wait_until("the pins to be there again", PATIENCE, || Ok(pins.iter().all(|pin| pin.exists()).then_some(())))?;
+    session.exchange(Speaker::Pod)?;
+    let has_failed = agent.log().iter().any(|line| line.contains("it cannot be attached again"));
+    ensure!(!has_failed, "{}", agent.log_tail());
 
     // Another program may take the place before it is attached anew, or not.
     let other = wait_until("another program to take the place", PATIENCE, || {

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::symlink},
     },
     path::{Path, PathBuf},
@@ -180,7 +180,17 @@ fn mark(directory: &Path, name: &str) -> io::Result<()> {
 
 /// The interface that a pinned link is attached to; `None` where that is gone and the link leads nowhere.
 pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
-    let facts = link_info(pin)?;
+    interface_of_link(open_link(pin)?.as_fd())
+}
+
+/// A pinned link.
+pub fn open_link(pin: &Path) -> io::Result<OwnedFd> {
+    open_pinned(pin, 0)
+}
+
+/// The same as [`interface_of`].
+pub fn interface_of_link(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let facts = link_info(link)?;
     // SAFETY: an agent's links are of XDP and of tcx, both with the interface in this place; any bytes are a number.
     let interface = unsafe { facts.__bindgen_anon_1.tcx.ifindex };
     Ok((interface != 0).then_some(interface))
@@ -188,30 +198,44 @@ pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
 
 /// The id of the program behind a pinned link.
 pub fn program_of(pin: &Path) -> io::Result<u32> {
-    Ok(link_info(pin)?.prog_id)
+    Ok(link_info(open_link(pin)?.as_fd())?.prog_id)
 }
 
-fn link_info(pin: &Path) -> io::Result<bpf_link_info> {
+fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     let mut facts = bpf_link_info::unknown();
     // SAFETY: the facts name no buffers.
-    unsafe { syscall::info(open_pinned(pin, 0)?.as_fd(), &mut facts) }?;
+    unsafe { syscall::info(link, &mut facts) }?;
     Ok(facts)
 }
 
+/// Pins a link.
+pub fn pin_link(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
+    let path = c_path(pin)?;
+    // SAFETY: a terminated path that lives across the call.
+    unsafe {
+        syscall::bpf(bpf_cmd::BPF_OBJ_PIN, |attributes| {
+            attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+            attributes.__bindgen_anon_4.bpf_fd = link.as_raw_fd() as u32;
+        })
+    }
+    .map(drop)
+}
+
 /// Detaches a pinned link and removes its pin. Without the first, the kernel detaches some time after the pin is gone,
-/// and until then refuses the next program in the same place. One whose pin is gone is detached by the kernel.
+/// and until then refuses the next program in the same place.
 pub fn detach(pin: &Path) -> io::Result<()> {
-    let link = match open_pinned(pin, 0) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
-    };
+    detach_link(open_link(pin)?.as_fd(), pin)
+}
+
+/// The same of a link that may have lost its pin.
+pub fn detach_link(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
     // SAFETY: there is no address.
     let detached = unsafe {
         syscall::bpf(bpf_cmd::BPF_LINK_DETACH, |attributes| {
             attributes.link_detach.link_fd = link.as_raw_fd() as u32;
         })
     };
-    fs::remove_file(pin)?;
+    gone(fs::remove_file(pin))?;
     match detached {
         // Its interface is gone.
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),

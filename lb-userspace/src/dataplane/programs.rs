@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -43,7 +44,21 @@ const XDP: &str = "sluice_xdp";
 #[derive(Default)]
 pub struct Attached {
     links: PathBuf,
-    places: BTreeMap<u32, Vec<ProgramStatus>>,
+    places: BTreeMap<u32, Vec<Placed>>,
+}
+
+/// A program at an interface.
+struct Placed {
+    status: ProgramStatus,
+    /// What keeps it there, beside the pin: whoever removes that detaches nothing.
+    link: OwnedFd,
+}
+
+impl Placed {
+    /// Whether the link leads to the interface. What cannot be asked has not changed.
+    fn is_at(&self, ifindex: u32) -> bool {
+        bpffs::interface_of_link(self.link.as_fd()).map_or(true, |interface| interface == Some(ifindex))
+    }
 }
 
 impl Attached {
@@ -72,7 +87,7 @@ impl Attached {
                 match (bpffs::interface_of(pin), link) {
                     (Ok(Some(interface)), Some(link)) if interface == ifindex => {
                         replace(object, program, pin, &link.name)?;
-                        self.note_adopted(object, program, attach_point, link)?;
+                        self.note_adopted(object, program, attach_point, link, pin)?;
                     }
                     // Its interface is gone, or it is no link at all.
                     _ => drop(fs::remove_file(pin)),
@@ -88,6 +103,7 @@ impl Attached {
         program: &'static str,
         attach_point: &str,
         link: &Link,
+        pin: &Path,
     ) -> Result<(), DataPlaneError> {
         let (mode, id) = if program == XDP {
             let generic = link.xdp.iter().any(|attachment| attachment.mode == links::XdpMode::Generic);
@@ -96,34 +112,46 @@ impl Attached {
         } else {
             (AttachMode::Tcx, tc(object, program)?.info().ok().map(|info| info.id()))
         };
-        self.places.entry(link.index).or_default().push(ProgramStatus {
+        let status = ProgramStatus {
             name: program.into(),
             interface: link.name.clone(),
             attach_point: attach_point.into(),
             mode: Some(mode),
             program_id: id,
             error: None,
-        });
+        };
+        self.note(link.index, status, pin)
+    }
+
+    fn note(&mut self, ifindex: u32, status: ProgramStatus, pin: &Path) -> Result<(), DataPlaneError> {
+        let link = bpffs::open_link(pin).map_err(|source| DataPlaneError::PinDirectory {
+            path: pin.to_path_buf(),
+            what: "opening a link that was just pinned",
+            source,
+            advice: "",
+        })?;
+        self.places.entry(ifindex).or_default().push(Placed { status, link });
         Ok(())
     }
 
     /// The XDP mode of an interface that has all programs of an uplink.
     pub fn uplink_mode(&self, ifindex: u32) -> Option<AttachMode> {
         let programs = self.places.get(&ifindex)?;
-        let has = |name: &str| programs.iter().find(|program| program.name == name);
-        has("sluice_uplink_in").and(has("sluice_uplink_out")).and(has(XDP))?.mode
+        let has = |name: &str| programs.iter().find(|placed| placed.status.name == name);
+        has("sluice_uplink_in").and(has("sluice_uplink_out")).and(has(XDP))?.status.mode
     }
 
     /// Whether an interface has all programs of a pod's.
     pub fn is_pod(&self, ifindex: u32) -> bool {
-        let has =
-            |name: &str| self.places.get(&ifindex).is_some_and(|all| all.iter().any(|program| program.name == name));
+        let has = |name: &str| {
+            self.places.get(&ifindex).is_some_and(|all| all.iter().any(|placed| placed.status.name == name))
+        };
         has("sluice_bypass") && has("sluice_return")
     }
 
     /// Every program at every place.
     pub fn programs(&self) -> impl Iterator<Item = &ProgramStatus> {
-        self.places.values().flatten()
+        self.places.values().flatten().map(|placed| &placed.status)
     }
 
     /// Whether programs are attached to an interface.
@@ -228,69 +256,89 @@ impl Attached {
         mode: AttachMode,
         program_id: Option<u32>,
     ) -> Result<(), DataPlaneError> {
-        let path = self.links.join(format!("{program}-{ifindex}"));
+        let path = self.pin_of(program, ifindex);
         // Of an interface that had this number before.
         let _ = fs::remove_file(&path);
-        link.pin(&path).map_err(|source| DataPlaneError::Pin { path, source })?;
-        self.places.entry(ifindex).or_default().push(ProgramStatus {
+        link.pin(&path).map_err(|source| DataPlaneError::Pin { path: path.clone(), source })?;
+        let status = ProgramStatus {
             name: program.into(),
             interface: interface.into(),
             attach_point: attach_point.into(),
             mode: Some(mode),
             program_id,
             error: None,
-        });
-        Ok(())
+        };
+        self.note(ifindex, status, &path)
     }
 
     /// Detaches everything from an interface, or tidies up after one that is gone.
     pub fn detach(&mut self, ifindex: u32) {
-        for program in self.places.remove(&ifindex).unwrap_or_default() {
-            let pin = self.links.join(format!("{}-{ifindex}", program.name));
-            if let Err(error) = bpffs::detach(&pin) {
+        for Placed { status, link } in self.places.remove(&ifindex).unwrap_or_default() {
+            let pin = self.pin_of(&status.name, ifindex);
+            if let Err(error) = bpffs::detach_link(link.as_fd(), &pin) {
                 warn!(%error, path = %pin.display(), "cannot detach a program; a restart of the agent will");
             }
         }
     }
 
-    /// Interfaces of which somebody else has detached a program, or taken its link's pin away.
+    fn pin_of(&self, program: &str, ifindex: u32) -> PathBuf {
+        self.links.join(format!("{program}-{ifindex}"))
+    }
+
+    /// Interfaces from which somebody else has detached a program.
     pub fn bereft(&self) -> Vec<u32> {
         self.places.keys().copied().filter(|ifindex| !self.is_whole(*ifindex)).collect()
     }
 
     /// Whether every program that was attached to an interface still is: by its link, whatever netlink shows.
     pub fn is_whole(&self, ifindex: u32) -> bool {
-        self.places.get(&ifindex).is_some_and(|programs| programs.iter().all(|program| self.leads_to(program, ifindex)))
+        self.places.get(&ifindex).is_some_and(|all| all.iter().all(|placed| placed.is_at(ifindex)))
     }
 
-    fn leads_to(&self, program: &ProgramStatus, ifindex: u32) -> bool {
-        let pin = self.links.join(format!("{}-{ifindex}", program.name));
-        bpffs::interface_of(&pin).is_ok_and(|interface| interface == Some(ifindex))
-    }
-
-    /// Attaches again what somebody else has detached from an interface; the other programs go on.
+    /// Attaches again what somebody else has detached from an interface, as it was; the other programs go on.
     ///
     /// # Errors
-    /// Where the kernel refuses, as for XDP while another program has the interface. What is missing then is noted nowhere.
-    pub fn restore(&mut self, object: &mut Ebpf, link: &Link, choice: XdpModeChoice) -> Result<(), DataPlaneError> {
-        let programs = self.places.remove(&link.index).unwrap_or_default();
-        let (kept, lost): (Vec<_>, Vec<_>) =
-            programs.into_iter().partition(|program| self.leads_to(program, link.index));
+    /// Where the kernel refuses, as for XDP while another program has the interface. The interface lacks programs then.
+    pub fn restore(&mut self, object: &mut Ebpf, link: &Link) -> Result<(), DataPlaneError> {
+        let all = self.places.remove(&link.index).unwrap_or_default();
+        let (kept, lost): (Vec<_>, Vec<_>) = all.into_iter().partition(|placed| placed.is_at(link.index));
         self.places.insert(link.index, kept);
-        for program in lost {
-            let pin = self.links.join(format!("{}-{}", program.name, link.index));
-            // There may be one that leads nowhere.
-            let _ = fs::remove_file(pin);
-            match PLACES.into_iter().find(|(name, _)| program.name == *name) {
-                Some((XDP, _)) => drop(self.attach_xdp(object, link, choice)?),
-                Some((name, "tcx egress")) => {
-                    self.attach_tc(object, name, link.index, &link.name, TcAttachType::Egress)?;
+        let is_lost = |(name, _): &(&str, &str)| lost.iter().any(|placed| placed.status.name == *name);
+        // Who reads what another writes comes after it, and XDP, which hands on to others, last.
+        let mut order = PLACES;
+        order.reverse();
+        order.rotate_left(1);
+        for (name, point) in order.into_iter().filter(is_lost) {
+            match point {
+                "tcx ingress" => self.attach_tc(object, name, link.index, &link.name, TcAttachType::Ingress)?,
+                "tcx egress" => self.attach_tc(object, name, link.index, &link.name, TcAttachType::Egress)?,
+                _ => {
+                    let was = lost.iter().find_map(|placed| placed.status.mode.filter(|_| placed.status.name == name));
+                    let choice =
+                        if was == Some(AttachMode::Generic) { XdpModeChoice::Generic } else { XdpModeChoice::Native };
+                    self.attach_xdp(object, link, choice)?;
                 }
-                Some((name, _)) => self.attach_tc(object, name, link.index, &link.name, TcAttachType::Ingress)?,
-                None => {}
             }
         }
         Ok(())
+    }
+
+    /// Pins again what is pinned no more: the next agent finds programs by their pins.
+    ///
+    /// # Errors
+    /// Of the first that cannot be pinned.
+    pub fn restore_pins(&self) -> io::Result<usize> {
+        let mut restored = 0;
+        for (ifindex, Placed { status, link }) in
+            self.places.iter().flat_map(|(ifindex, all)| all.iter().map(move |placed| (ifindex, placed)))
+        {
+            let pin = self.pin_of(&status.name, *ifindex);
+            if fs::symlink_metadata(&pin).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                bpffs::pin_link(link.as_fd(), &pin)?;
+                restored += 1;
+            }
+        }
+        Ok(restored)
     }
 
     /// Interfaces with programs.

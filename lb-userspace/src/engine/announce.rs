@@ -296,12 +296,16 @@ impl Engine {
             announcer.beat();
         }
         self.peers.beat();
-        self.peers.watch.beat(boot_time(), self.has_data_plane());
+        if self.peers.watch.is_busy() {
+            self.peers.watch.beat(boot_time(), self.has_data_plane());
+        }
     }
 
     /// The same ahead of a plan of everything, which takes seconds on a large node.
     pub(super) fn beat_for_long(&self) {
-        self.peers.watch.beat_for_long(boot_time(), self.has_data_plane());
+        if self.peers.watch.is_busy() {
+            self.peers.watch.beat_for_long(boot_time(), self.has_data_plane());
+        }
     }
 
     /// Hands over to other nodes.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{capabilities, failure::in_run_directory};
 
@@ -18,6 +19,13 @@ pub fn check_capabilities() -> Result<()> {
         bail!("not allowed to run: missing {}; run as root, or grant them", missing.join(", "));
     }
     Ok(())
+}
+
+/// Allows as many descriptors as may be: each program at an interface has one, and each health check that runs. The usual soft
+/// limit of 1024 is for users of select(2), which nobody here is. Under a filter of system calls it stays as the unit has it.
+pub fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Held as long as the agent runs; the kernel lets go of it however the agent ends.

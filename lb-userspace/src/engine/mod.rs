@@ -160,6 +160,7 @@ pub fn run(config: &Path) -> Result<()> {
     let microseconds = began.elapsed().as_micros() as u64;
     info!(services = snapshot.services.len(), microseconds, "configuration read");
     guard::check_capabilities()?;
+    guard::allow_descriptors();
     let found = preflight::approve(&snapshot)?;
     let opened = announce::open(&snapshot.announce)?;
     let secrets = peers::read_secrets(&snapshot.announce)?;

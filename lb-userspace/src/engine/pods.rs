@@ -282,6 +282,9 @@ impl Engine {
             _ => None,
         };
         let earlier = earlier.filter(|known| known.vip_on_lo == on_lo(site));
+        // Nothing would rewrite its replies.
+        let has_programs = |pod: &PodInterface| self.attached.is_pod(pod.host_ifindex);
+        let earlier = earlier.filter(|known| known.rung.is_none() || known.pod().is_none_or(has_programs));
         let late = site.is_some() && Instant::now() >= deadline;
         let is_recent = |known: &Finding| known.tried.is_some_and(|tried| tried.elapsed() < RETRY);
         match earlier {

@@ -158,10 +158,15 @@ impl Engine {
         self.restore(bereft);
     }
 
-    /// The same for pods' interfaces too.
+    /// The same for pods' interfaces too, and the pins of all.
     pub(super) fn restore_programs(&mut self) {
         let bereft = self.attached.bereft();
         self.restore(bereft);
+        match self.attached.restore_pins() {
+            Ok(0) => {}
+            Ok(count) => warn!(count, "somebody has removed pins of ours; they are made again"),
+            Err(error) => warn!(%error, "links cannot be pinned: the next agent will not find them"),
+        }
     }
 
     fn restore(&mut self, bereft: Vec<u32>) {
@@ -172,23 +177,22 @@ impl Engine {
         for ifindex in bereft {
             // Of one that goes netlink tells.
             let Some(link) = links.iter().find(|link| link.index == ifindex) else { continue };
-            let uplink = self.uplinks.iter().position(|uplink| uplink.ifindex == ifindex);
-            let mode = uplink.map_or(XdpModeChoice::Auto, |at| self.uplinks[at].wanted.mode);
             // Connections are not listed as at the first time: those of VIPs would be taken for others.
-            let restored = self.attached.restore(&mut self.object, link, mode);
-            let error = restored.as_ref().err().map(ToString::to_string);
-            warn!(interface = link.name, error, "somebody has detached a program of ours; it is attached anew");
-            if restored.is_err() {
-                match uplink {
-                    Some(at) => {
-                        let uplink = self.uplinks.remove(at);
-                        self.release(&uplink);
-                    }
-                    None => self.attached.detach(ifindex),
+            let Err(error) = self.attached.restore(&mut self.object, link) else {
+                warn!(interface = link.name, "somebody has detached a program of ours; it is attached anew");
+                continue;
+            };
+            warn!(interface = link.name, %error, "somebody has detached a program of ours, and it cannot be attached again");
+            // As an interface is that has none yet.
+            match self.uplinks.iter().position(|uplink| uplink.ifindex == ifindex) {
+                Some(at) => {
+                    let uplink = self.uplinks.remove(at);
+                    self.release(&uplink);
                 }
+                None => self.attached.detach(ifindex),
             }
         }
-        // What is still missing is in `waiting`, and tried again with the next tick.
+        // What is still missing is tried again with each tick.
         let _ = self.reconcile();
     }
 

@@ -84,8 +84,8 @@ pub enum LinkKind {
     Vrf,
     /// Several interfaces that are used as one.
     Bond(Bond),
-    /// The VLAN of its `peer` with this identifier (802.1Q, 9.6).
-    Vlan(u16),
+    /// The VLAN of its `peer` with this identifier (802.1Q, 9.6), where the kernel tells it.
+    Vlan(Option<u16>),
     /// Any other virtual device, by the kernel's name for the kind.
     Other(String),
     /// No kind: a physical interface, as a rule.
@@ -351,7 +351,7 @@ fn decode_kind(infos: &[LinkInfo]) -> Option<LinkKind> {
     })
 }
 
-fn decode_vlan(infos: &[LinkInfo]) -> u16 {
+fn decode_vlan(infos: &[LinkInfo]) -> Option<u16> {
     let id = |info: &LinkInfo| match info {
         LinkInfo::Data(InfoData::Vlan(data)) => data.iter().find_map(|attribute| match attribute {
             InfoVlan::Id(id) => Some(*id),
@@ -359,7 +359,7 @@ fn decode_vlan(infos: &[LinkInfo]) -> u16 {
         }),
         _ => None,
     };
-    infos.iter().find_map(id).unwrap_or_default()
+    infos.iter().find_map(id)
 }
 
 fn decode_bond(infos: &[LinkInfo]) -> Bond {

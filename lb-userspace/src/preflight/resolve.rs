@@ -286,7 +286,7 @@ fn modes_differ(object: &str, first: XdpModeChoice, second: XdpModeChoice, link:
 /// frames with a tag within a tag.
 pub fn carrier<'a>(link: &'a Link, links: &'a [Link]) -> Option<(u16, Option<&'a Bond>)> {
     let (tag, below) = match link.kind {
-        LinkKind::Vlan(id) => (id, by_index(links, link.peer?)?),
+        LinkKind::Vlan(id) => (id?, by_index(links, link.peer?)?),
         _ => (0, link),
     };
     let is_tagged = |link: &Link| matches!(link.kind, LinkKind::Vlan(_));

@@ -17,7 +17,7 @@ pub const DESCRIPTORS_TOLERANCE: usize = 4;
 pub struct Footprint {
     /// Anonymous memory of the agent and its helpers: `VmRSS` without the maps that are mapped, whose size is configured.
     pub memory_kib: u64,
-    /// Open files of the same.
+    /// Open files of the same, without the one of each pinned link.
     pub descriptors: usize,
     /// Files under the pin directory.
     pub pins: usize,
@@ -33,6 +33,7 @@ impl Footprint {
             footprint.memory_kib += memory(process)?;
             footprint.descriptors += fs::read_dir(format!("/proc/{process}/fd"))?.count();
         }
+        footprint.descriptors = footprint.descriptors.saturating_sub(files(&pins.join("links"))?);
         Ok(footprint)
     }
 }

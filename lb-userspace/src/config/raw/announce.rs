@@ -61,7 +61,7 @@ pub(in crate::config) struct RawAlways {
     /// Only VIPs in these prefixes.
     #[schemars(with = "Option<Vec<AddressPrefix>>", length(min = 1, max = PREFIXES_MAX), extend("x-default" = "all VIPs"))]
     pub vips: Option<Spanned<Vec<Scalar>>>,
-    /// Only on these nodes; the others need not have the interface.
+    /// Only on these nodes; the others need not have the interface, and answer no question for these VIPs, by their kernel either.
     #[schemars(
         with = "Option<Vec<Text>>",
         length(min = 1, max = NODES_MAX),
@@ -141,7 +141,8 @@ pub(in crate::config) struct RawVrrp {
     /// Only VIPs in these prefixes.
     #[schemars(with = "Option<Vec<AddressPrefix>>", length(min = 1, max = PREFIXES_MAX), extend("x-default" = "all VIPs"))]
     pub vips: Option<Spanned<Vec<Scalar>>>,
-    /// Only these nodes take part, and are ranked; the others need not have the interface. No other group of an interface of that
+    /// Only these nodes take part, and are ranked; the others need not have the interface, and answer no question for these VIPs,
+    /// by their kernel either. No other group of an interface of that
     /// name may have the same `vrids`, on whatever nodes.
     #[schemars(
         with = "Option<Vec<Text>>",

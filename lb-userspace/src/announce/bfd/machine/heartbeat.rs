@@ -47,6 +47,9 @@ impl Heartbeat {
         let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         if is_data_plane_there {
             self.data_plane.store(nanos, Ordering::Relaxed);
+        } else {
+            // What was said ahead of a piece of work does not hold any more.
+            self.data_plane.fetch_min(nanos, Ordering::Relaxed);
         }
         self.engine.store(nanos, Ordering::Relaxed);
     }

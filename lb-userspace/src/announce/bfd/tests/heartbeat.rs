@@ -77,6 +77,13 @@ fn a_beat_without_the_data_plane_keeps_the_time_at_which_it_was_last_there() {
     let heart = Heartbeat::default();
     heart.beat(START, true);
     heart.beat(START + ms(100), false);
+    assert_eq!(heart.pulse().data_plane, START);
+    // Said ahead of work that has taken it away.
+    heart.beat(START + ms(5000), true);
+    heart.beat(START + ms(300), false);
+    assert_eq!(heart.pulse().data_plane, START + ms(300));
+    heart.beat(START, true);
+    heart.beat(START + ms(100), false);
     assert_eq!(heart.pulse(), Pulse { engine: START + ms(100), data_plane: START });
 }
 
