@@ -3,6 +3,10 @@
 //! The engine hands over the whole of what is wanted, and the thread follows. Waits for nothing but its sockets, its
 //! timers and the engine. Needs CAP_NET_BIND_SERVICE for as long as it listens below port 1024. To name another user's
 //! process that holds a port or a session it needs CAP_SYS_PTRACE, and the host's PID namespace.
+//!
+//! Once the engine has begun to beat it must go on. Where nothing was heard of it for [`HEARTBEAT_MAX`], all routes are
+//! withdrawn, with BFD or without: nobody knows then whether what is announced can be served. Sessions stay, and with its
+//! next beat all is announced again that it wanted last. Where it is gone, connections end without a word.
 
 mod connection;
 mod entry;
@@ -11,6 +15,7 @@ mod listening;
 mod report;
 mod running;
 mod signatures;
+mod silence;
 mod sockets;
 mod wanted;
 
@@ -35,14 +40,14 @@ use self::running::Running;
 
 pub use crate::net::processes::Holder;
 pub use report::{PeerReport, Problem, Report, Shown};
+pub use running::LOOK_INTERVAL;
 pub use signatures::Signatures;
+pub use silence::Silence;
 pub use sockets::{local_towards, socket_address};
 pub use wanted::{BGP_PORT, Interface, SECRET_OCTETS_MAX, Secret, SecretError, Ttl, Wanted, WantedPeer};
 
 /// How long a stop waits for last words to be taken: longer than a connection has for that.
 const STOP_MAX: Duration = Duration::from_secs(3);
-/// From one turn of the thread to the next, where it has peers: several times as long as it waits.
-const TURN_MAX: Duration = Duration::from_secs(4);
 /// How long the engine waits for a report, which the thread gives between two turns.
 const REPORT_MAX: Duration = Duration::from_millis(500);
 
@@ -78,7 +83,7 @@ impl Speaker {
             prepare();
             let (wake, beat) = theirs;
             let now = boot_time();
-            Driver { orders: received, wake, beat, turned: now, woke: now, running: Running::new(seed) }.run();
+            Driver { orders: received, wake, beat, silence: Silence::new(now), running: Running::new(seed) }.run();
         };
         let thread = thread::Builder::new().name("bgp".into()).spawn(run)?;
         Ok(Self { orders, wake, beat, thread: Some(thread) })
@@ -89,8 +94,12 @@ impl Speaker {
         self.beat.store(boot_time().as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// From here on this is announced to these peers and nothing else. May be said as often as one likes.
+    /// From here on this is announced to these peers and nothing else. May be said as often as one likes. Whoever beats says
+    /// by it that it lives, too: this may be the end of long work.
     pub fn want(&self, wanted: Wanted) {
+        if self.beat.load(Ordering::Relaxed) != 0 {
+            self.beat();
+        }
         self.order(Order::Want(Box::new(wanted)));
     }
 
@@ -131,10 +140,7 @@ struct Driver {
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
     beat: Arc<AtomicU64>,
-    /// The last turn of this thread.
-    turned: Duration,
-    /// When it went on after it had stood still.
-    woke: Duration,
+    silence: Silence,
     running: Running,
 }
 
@@ -160,9 +166,8 @@ impl Driver {
                 Told::Gone if stop_at.is_none() => return,
                 Told::Gone => {}
             }
-            // Who stops has said the last of it.
-            let is_hung = self.is_hung(boot_time()) && stop_at.is_none();
-            self.running.set_silenced(is_hung, boot_time());
+            let is_silent = self.silence.turn(self.heard(), boot_time());
+            self.running.set_silenced(is_silent, boot_time());
             self.running.hear(boot_time());
             let has_more = self.running.handle_timeout(boot_time());
             if stop_at.is_some_and(|at| self.running.has_ended() || boot_time() >= at) {
@@ -174,14 +179,10 @@ impl Driver {
         }
     }
 
-    /// Whether nothing was heard of the engine for too long. Whoever stood still cannot say that of another.
-    fn is_hung(&mut self, now: Duration) -> bool {
-        if now.saturating_sub(self.turned) > TURN_MAX {
-            self.woke = now;
-        }
-        self.turned = now;
+    /// The engine's last beat.
+    fn heard(&self) -> Option<Duration> {
         let heard = self.beat.load(Ordering::Relaxed);
-        heard != 0 && now.saturating_sub(Duration::from_nanos(heard).max(self.woke)) > HEARTBEAT_MAX
+        (heard != 0).then(|| Duration::from_nanos(heard))
     }
 
     fn follow_orders(&mut self) -> Told {

@@ -17,8 +17,8 @@ use crate::announce::bgp::machine::{CeaseReason, RestartFacts};
 
 /// Peers of a node: far more than a node has routers.
 const PEERS_MAX: usize = 256;
-/// How often what is not told is looked at: counters, addresses.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what is not told is looked at, where there are peers: counters, addresses, the engine's beats.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Octets read at a time.
 const READ_OCTETS: usize = 65_536;
 
@@ -30,6 +30,8 @@ pub struct Running {
     wanted: Wanted,
     /// The engine says nothing.
     is_silenced: bool,
+    /// All peers end, and none begins again.
+    is_stopping: bool,
     peers: BTreeMap<String, Entry>,
     /// Peers that are wanted and cannot be, until others have ended at least.
     impossible: BTreeMap<String, Impossible>,
@@ -75,6 +77,7 @@ impl Running {
             restart,
             wanted: Wanted::default(),
             is_silenced: false,
+            is_stopping: false,
             peers: BTreeMap::new(),
             impossible: BTreeMap::new(),
             listeners: Listeners::default(),
@@ -95,10 +98,12 @@ impl Running {
     }
 
     /// Whether the engine says nothing: nobody knows then whether what is announced can be served, and it is withdrawn.
+    /// Nothing changes any more after a [`stop`](Self::stop), for which the engine waits in silence.
     pub fn set_silenced(&mut self, is_silenced: bool, now: Duration) {
-        if std::mem::replace(&mut self.is_silenced, is_silenced) == is_silenced {
+        if self.is_stopping || self.is_silenced == is_silenced {
             return;
         }
+        self.is_silenced = is_silenced;
         let mut wanted = self.wanted.clone();
         if is_silenced {
             warn!("the engine says nothing: routes are withdrawn");
@@ -244,6 +249,7 @@ impl Running {
         if !self.peers.is_empty() {
             info!("BGP ends");
         }
+        self.is_stopping = true;
         for entry in self.peers.values_mut() {
             entry.leave(CeaseReason::Shutdown, now);
         }
@@ -274,6 +280,52 @@ impl Running {
             listening: self.listeners.open_ones().collect(),
             strangers: self.strangers,
             refused: self.refused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::announce::bgp::{
+        machine::{Mode, PeerAs, Settings, Stage},
+        values::{AsNumber, Identifier},
+    };
+
+    const NOW: Duration = Duration::from_secs(1000);
+
+    /// A peer that has no sockets before its first turn.
+    fn wanted() -> Wanted {
+        let number = |number| AsNumber::new(number).expect("legal");
+        let identifier = Identifier::new("10.0.0.1".parse().expect("an address")).expect("legal");
+        let settings = Settings::new(number(65001), PeerAs::Number(number(65002)), identifier);
+        let settings = Settings { mode: Mode::Dial, ..settings };
+        let peer = WantedPeer::new(settings, Some("127.0.0.1".parse().expect("an address")));
+        Wanted { peers: [("router".to_owned(), peer)].into(), ..Wanted::default() }
+    }
+
+    #[test]
+    fn a_stop_in_a_silence_and_at_its_end_leaves_no_peer() {
+        for (before, after) in [(true, false), (true, true), (false, true), (false, false)] {
+            let mut running = Running::new(1);
+            running.follow(wanted(), NOW);
+            running.set_silenced(before, NOW);
+            running.stop(NOW);
+            running.set_silenced(after, NOW);
+            running.handle_timeout(NOW);
+            assert!(running.has_ended(), "silenced before: {before}, after: {after}");
+        }
+    }
+
+    #[test]
+    fn a_silence_and_its_end_keep_the_peer() {
+        let mut running = Running::new(1);
+        running.follow(wanted(), NOW);
+        for is_silenced in [true, false] {
+            running.set_silenced(is_silenced, NOW);
+            let report = running.report();
+            let status = report.peers[0].status.as_ref().expect("it runs");
+            assert_eq!((report.peers[0].is_leaving, &status.stage), (false, &Stage::Running));
         }
     }
 }
