@@ -8,6 +8,7 @@ pub mod halted;
 pub mod kernel;
 pub mod lab;
 pub mod life;
+pub mod mutant;
 pub mod packets;
 pub mod pinned;
 pub mod process;

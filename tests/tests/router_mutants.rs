@@ -1,6 +1,6 @@
 //! Each of many deliberate faults of a virtual router is seen by the simulation: its rules have teeth.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use lb_tests::mutant;
 
 #[expect(warnings, reason = "faults are the point of these copies")]
 mod generated {
@@ -13,17 +13,14 @@ const SEEDS: u64 = 200;
 
 #[test]
 fn every_mutant_of_a_virtual_router_is_caught() {
-    // A mutant that panics is caught too, and its words are of no use.
-    std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
     for (name, run) in generated::ALL {
-        let caught = (0..SEEDS).find(|seed| !matches!(catch_unwind(AssertUnwindSafe(|| run(*seed))), Ok(Ok(()))));
+        let caught = (0..SEEDS).find(|seed| !matches!(mutant::run(|| run(*seed)), Some(Ok(()))));
         match caught {
             Some(seed) => println!("seed {seed:>3}: {name}"),
             None => survivors.push(*name),
         }
     }
-    drop(std::panic::take_hook());
     assert_eq!(survivors, ["nothing is changed"], "only the copy without a fault passes {SEEDS} seeds");
     assert!(generated::ALL.len() > 10);
 }

@@ -1,9 +1,8 @@
 //! Each of many deliberate faults of the machines of BGP and BFD is seen by the simulation: its rules have teeth.
 
-use std::{
-    cell::Cell,
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::cell::Cell;
+
+use lb_tests::mutant;
 
 #[expect(warnings, reason = "faults are the point of this copy")]
 mod generated {
@@ -25,15 +24,13 @@ fn is_chosen(mutation: usize) -> bool {
 /// Runs seeds with a fault until it is noticed.
 fn find(mutation: usize) -> Option<String> {
     CHOSEN.set(mutation);
-    (0..SEEDS).find_map(|seed| match catch_unwind(AssertUnwindSafe(|| generated::sim::bgp::run(seed))) {
-        Ok(run) => run.err().map(|violation| violation.to_string()),
-        Err(_) => Some(format!("seed {seed}: panic")),
+    (0..SEEDS).find_map(|seed| match mutant::run(|| generated::sim::bgp::run(seed)) {
+        Some(run) => run.err().map(|violation| violation.to_string()),
+        None => Some(format!("seed {seed}: panic")),
     })
 }
 
 fn check_mutants(mutants: &[(usize, &'static str)]) {
-    // A mutant that panics is caught too, and its words are of no use.
-    std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
     for (mutation, name) in [(0, "nothing is changed")].iter().chain(mutants) {
         match find(*mutation) {
