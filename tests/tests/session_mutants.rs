@@ -9,8 +9,8 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/session_mutants.rs"));
 }
 
-/// A mutant that survives so many runs is not caught.
-const SEEDS: u64 = 200;
+/// A mutant that survives so many runs is not caught: as many as the rules are tested with.
+const SEEDS: u64 = 1000;
 
 thread_local! {
     static CHOSEN: Cell<usize> = const { Cell::new(0) };

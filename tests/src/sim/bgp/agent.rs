@@ -13,7 +13,10 @@ use lb_userspace::announce::{
     },
     bgp::{
         damping::Damping,
+        driver::Silence,
         machine::{Peer, RestartFacts, Settings, Stage},
+        route::Route,
+        values::Prefix,
     },
     eligibility::VipFacts,
     leaving::Departure,
@@ -91,6 +94,14 @@ pub(super) struct Agent {
     pub(super) restart: RestartFacts,
     /// The engine hangs since then, by its own clock.
     pub(super) hung_since: Option<Duration>,
+    /// The engine's last beat that BGP's thread has heard, by its own clock.
+    pub(super) heard: Option<Duration>,
+    pub(super) silence: Silence,
+    pub(super) is_silenced: bool,
+    /// What the engine wants announced, and whether that is all.
+    pub(super) wanted: (BTreeMap<Prefix, Route>, bool),
+    /// BGP's thread looks after the engine then, by its own clock.
+    pub(super) look_at: Duration,
     /// No program is attached since then, by its own clock.
     pub(super) bare_since: Option<Duration>,
     /// The data plane's VIPs. In the kernel: outlive the process.
@@ -117,6 +128,11 @@ impl Agent {
             wake: None,
             restart: RestartFacts::default(),
             hung_since: None,
+            heard: None,
+            silence: Silence::new(offset),
+            is_silenced: false,
+            wanted: (BTreeMap::new(), false),
+            look_at: offset,
             bare_since: None,
             vips: BTreeMap::new(),
             damping: Damping::new(),

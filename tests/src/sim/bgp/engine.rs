@@ -10,6 +10,7 @@ use std::{
 use lb_userspace::announce::{
     bfd::{machine::Status, packet::State as BfdState},
     bgp::{
+        driver::LOOK_INTERVAL,
         machine::{Bfd, CeaseReason, Mode, Peer, Stage, State},
         packet::Framer,
         route::Route,
@@ -25,8 +26,8 @@ use super::{
     world::{Coming, World},
 };
 
-/// The engine looks after its peers so often.
-const TICK: Duration = Duration::from_secs(1);
+/// The engine looks after its peers, and beats, so often.
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 impl Neighbor {
     /// Its kernel takes connections.
@@ -60,6 +61,17 @@ impl Agent {
     fn is_idle(&self) -> bool {
         self.phase != Phase::Runs || self.hung_since.is_some()
     }
+
+    /// What is announced: nothing for an engine that has fallen silent.
+    fn tell_routes(&mut self) {
+        let (routes, is_complete) = match self.is_silenced {
+            true => (BTreeMap::new(), self.wanted.1),
+            false => self.wanted.clone(),
+        };
+        for peer in self.neighbors.iter_mut().filter_map(|neighbor| neighbor.peer.as_mut()) {
+            peer.set_routes(routes.clone(), is_complete);
+        }
+    }
 }
 
 impl World {
@@ -90,14 +102,33 @@ impl World {
         let route = |prefix| (prefix, Route { prefix, next_hop: None, attributes: Arc::default() });
         let routes: BTreeMap<_, _> = prefixes.map(route).collect();
         let (stage, is_settled) = (agent.stage(), agent.is_settled);
+        // As `Speaker::want`: to want is to live.
+        agent.heard = agent.heard.map(|_| local);
+        agent.is_silenced = false;
+        agent.wanted = (routes, is_settled);
+        agent.tell_routes();
         for neighbor in &mut agent.neighbors {
             let Some(peer) = &mut neighbor.peer else { continue };
-            peer.set_routes(routes.clone(), is_settled);
             if neighbor.stage != stage {
                 neighbor.is_stage_sent = stage == Stage::Running;
                 neighbor.stage = stage.clone();
                 peer.set_stage(stage.clone(), local);
             }
+        }
+    }
+
+    /// BGP's thread looks whether the engine lives.
+    pub(super) fn look_after_engine(&mut self, at: usize) {
+        let local = self.agents[at].local(self.now);
+        let agent = &mut self.agents[at];
+        agent.look_at = local + LOOK_INTERVAL;
+        let is_silent = agent.silence.turn(agent.heard, local);
+        if agent.is_silenced != is_silent {
+            agent.is_silenced = is_silent;
+            agent.tell_routes();
+        }
+        if is_silent && self.agents[at].hung_since.is_none() {
+            self.break_rule(format!("{at} withdraws the routes of an engine that lives"));
         }
     }
 
@@ -128,6 +159,7 @@ impl World {
         }
         self.tell_verdicts(at);
         let local = self.agents[at].local(self.now);
+        self.agents[at].heard = Some(local);
         let seen = self.seen(at);
         let agent = &mut self.agents[at];
         let mut has_changed = agent.damping.poll_timeout().is_some_and(|due| due <= local);
@@ -175,7 +207,7 @@ impl World {
         }
     }
 
-    /// No announcement without a data plane that has the VIP, and a backend behind it.
+    /// No announcement without a data plane that has the VIP, and a backend behind it. Whose engine hangs cannot know.
     pub(super) fn check_sent(&mut self, at: usize, octets: &[u8]) {
         let Ok(Some(frame)) = Framer::default().next(&mut &*octets) else {
             return self.break_rule(format!("{at} sends what is no message: {octets:02x?}"));
@@ -183,7 +215,8 @@ impl World {
         let announced = Update::read(&frame).filter(|_| frame.kind as u8 == 1).unwrap_or_default().announced;
         for vip in announced {
             let agent = &self.agents[at];
-            if !agent.serves(&vip) || agent.leaving() == Leaving::Left {
+            let is_known = agent.hung_since.is_none();
+            if is_known && (!agent.serves(&vip) || agent.leaving() == Leaving::Left) {
                 self.break_rule(format!("node {at} announces {vip}, which it does not serve"));
             }
         }

@@ -102,9 +102,14 @@ impl World {
             }
             Change::Hang(at) => {
                 let local = self.agents[at].local(self.now);
-                self.agents[at].hung_since = Some(local);
+                self.agents[at].hung_since.get_or_insert(local);
             }
             Change::Unhang(at) => {
+                // It beats before it decides: BGP's thread may announce once more what was wanted before.
+                if self.agents[at].hung_since.is_some() && self.agents[at].phase == Phase::Runs {
+                    self.agents[at].heard = Some(self.agents[at].local(self.now));
+                    self.call(at);
+                }
                 self.agents[at].hung_since = None;
                 self.tell_verdicts(at);
                 self.engage(at);

@@ -5,9 +5,9 @@
 //! state of its data plane by `announce::eligibility`, as in the agent.
 //!
 //! What is asked: no announcement leaves a node whose data plane has not got the VIP; a route that is in the wrong goes
-//! within the protocol's own time, which is BFD's detection time, the hold time, or the restart time; what is promised to
-//! disturb nothing disturbs nothing; once quiet each router has exactly the routes of who may announce, and both ends of
-//! BFD agree.
+//! within the protocol's own time, which is BFD's detection time, the hold time, the restart time, or the longest silence of
+//! an engine; what is promised to disturb nothing disturbs nothing; once quiet each router has exactly the routes of who may
+//! announce, and both ends of BFD agree.
 
 mod agent;
 mod checks;

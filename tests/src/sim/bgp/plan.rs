@@ -9,6 +9,7 @@ use std::{
 use lb_userspace::announce::{
     bfd::{machine::Settings as BfdSettings, packet::State as BfdState},
     bgp::{
+        driver::{HEARTBEAT_MAX, LOOK_INTERVAL},
         machine::{BfdUse, Mode, PeerAs, Settings},
         values::{AsNumber, Family, HoldTime, Identifier, RestartTime},
     },
@@ -17,6 +18,7 @@ use lb_userspace::announce::{
 
 use super::{
     agent::{Agent, Neighbor},
+    engine::TICK,
     monitor::Monitor,
     random::Random,
     receiver::{OnBfdDown, Receiver},
@@ -241,10 +243,18 @@ impl Plan {
         time + EPSILON
     }
 
-    /// How long it has routes of a node whose engine hangs; without BFD nobody notices.
+    /// How long it has routes of a node whose engine hangs: until BGP's thread misses it and withdraws them, or BFD falls
+    /// silent and the session ends before that.
     pub(super) fn hung_max(&self, world: &World, pair: Pair) -> Duration {
+        let missed = HEARTBEAT_MAX + LOOK_INTERVAL;
         let kept = world.restart_time(pair).filter(|_| !self.flushes(pair)).unwrap_or_default();
-        world.watched(pair).map_or(Duration::MAX, |detection| detection * 2 + kept + EPSILON)
+        world.watched(pair).map_or(missed, |detection| missed.min(detection * 2) + kept) + EPSILON
+    }
+
+    /// An engine that hangs for less than this is not missed: the last beat may be as old as the time between two. By BFD it
+    /// is missed sooner.
+    pub(super) fn unmissed(&self, world: &World, pair: Pair) -> Option<Duration> {
+        world.watched(pair).is_none().then(|| HEARTBEAT_MAX - TICK)
     }
 
     /// Longest pause of either side that neither notices.

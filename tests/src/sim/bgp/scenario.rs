@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_userspace::announce::bfd::machine::Event as BfdEvent;
+use lb_userspace::announce::{bfd::machine::Event as BfdEvent, bgp::driver::HEARTBEAT_MAX};
 
 use super::{
     Trace, Violation,
@@ -221,6 +221,7 @@ impl Run {
                 self.world.random.time(Duration::from_millis(20), Duration::from_secs(2))
             }
             Change::Drain(_) => self.world.random.time(MARK_FOR, MARK_FOR * 8),
+            Change::Hang(_) => self.world.random.time(Duration::from_millis(20), HEARTBEAT_MAX * 2),
             Change::Order(..) => self.world.random.time(Duration::ZERO, Duration::from_secs(5)),
             Change::Leave(_) => self.world.random.time(LEFT * 2, Duration::from_secs(6)),
             _ => self.world.random.time(Duration::from_millis(20), Duration::from_secs(10)),
@@ -255,7 +256,8 @@ impl Run {
         let dead = |pair| Cost { short: kept(pair), ..cost(plan.dead_max(world, pair)) };
         let left = |pair| Cost { short: kept(pair), ..cost(plan.dead_max(world, pair) + LEFT) };
         let deaf = |pair| cost(plan.deaf_max(world, pair));
-        let hung = |pair| cost(plan.hung_max(world, pair));
+        let unmissed = |pair| plan.unmissed(world, pair).map(|it| (it, Duration::ZERO));
+        let hung = |pair| Cost { short: unmissed(pair), ..cost(plan.hung_max(world, pair)) };
         let nothing = |_: Pair| NOTHING;
         let unnoticed = |_: Pair| Cost { wrong: ENDLESS, ..NOTHING };
         let unwell = |_: Pair| Cost { gap: DAMPED_MAX, ..NOTHING };
@@ -359,11 +361,8 @@ impl Run {
                     (begin, end)
                 }
             };
-            // A hung engine that BFD does not watch is nobody's to notice.
-            if !matches!(first, Change::Hang(_)) {
-                self.world.plan(at, first);
-                self.world.plan(at + pause, second);
-            }
+            self.world.plan(at, first);
+            self.world.plan(at + pause, second);
         }
         self.world.run_until(begin + span)
     }
@@ -376,6 +375,7 @@ impl Run {
             if self.world.agents[at].is_silent_leave {
                 self.world.change(Change::Kill(at));
             }
+            self.world.change(Change::Unhang(at));
             self.world.change(Change::Order(at, false));
             self.world.change(Change::Program(at, true));
             self.world.change(Change::Undrain(at));

@@ -9,6 +9,7 @@ use lb_userspace::announce::{
     },
     bgp::{
         damping::Damping,
+        driver::Silence,
         machine::{Action, Cause, Event, InterfaceAddresses, Peer, RestartFacts, Stage, State},
         packet::{Frame, MessageType, Notification, cease, code, read_end_of_rib},
         values::Family,
@@ -214,6 +215,7 @@ impl World {
             let _ = sessions.handle_packet(&received, local);
         }
         sessions.handle_timeout(local);
+        self.look_after_engine(at);
         self.hear(at);
         for neighbor in 0..self.agents[at].neighbors.len() {
             let it = &mut self.agents[at].neighbors[neighbor];
@@ -420,7 +422,7 @@ impl World {
         let agent = &self.agents[at];
         let peers = agent.neighbors.iter().filter_map(|it| it.peer.as_ref()?.poll_timeout());
         let bfd = agent.sessions.as_ref().and_then(Sessions::poll_timeout);
-        let Some(due) = peers.chain(bfd).min() else { return };
+        let Some(due) = peers.chain(bfd).chain([agent.look_at]).min() else { return };
         let due = due.saturating_sub(agent.offset).max(self.now);
         // Called early it finds nothing to do, and is called again.
         if agent.wake.is_some_and(|wake| wake <= due && wake > self.now) {
@@ -441,6 +443,8 @@ impl World {
         agent.socket.clear();
         (agent.hung_since, agent.departure, agent.is_silent_leave) = (None, None, false);
         (agent.is_settled, agent.silenced) = (agent.is_router, 0);
+        (agent.heard, agent.is_silenced, agent.look_at) = (None, false, local);
+        (agent.silence, agent.wanted) = (Silence::new(local), (BTreeMap::new(), false));
         agent.damping = Damping::new();
         let mut sessions = Sessions::new(seed);
         let restart = if agent.is_router { RestartFacts::default() } else { agent.restart.clone() };
