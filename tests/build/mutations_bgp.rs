@@ -116,4 +116,32 @@ pub const MUTATIONS: &[Mutation] = &[
         old: "now + wait",
         new: "now + wait * 10_000",
     },
+    Mutation {
+        name: "an engine that hangs is not missed",
+        file: "driver/silence.rs",
+        within: "now.saturating_sub(heard.max(self.woke)) > HEARTBEAT_MAX",
+        old: "now.saturating_sub(heard.max(self.woke)) > HEARTBEAT_MAX",
+        new: "false",
+    },
+    Mutation {
+        name: "an engine is missed between two beats",
+        file: "driver/silence.rs",
+        within: "now.saturating_sub(heard.max(self.woke)) > HEARTBEAT_MAX",
+        old: "HEARTBEAT_MAX",
+        new: "HEARTBEAT_MAX / 20",
+    },
+    Mutation {
+        name: "whoever stood still takes the engine for silent",
+        file: "driver/silence.rs",
+        within: "now.saturating_sub(self.turned) > TURN_MAX",
+        old: "now.saturating_sub(self.turned) > TURN_MAX",
+        new: "false",
+    },
+    Mutation {
+        name: "an engine that was missed stays missed",
+        file: "driver/silence.rs",
+        within: "self.given_up == Some(heard)",
+        old: "self.given_up == Some(heard)",
+        new: "self.given_up.is_some()",
+    },
 ];

@@ -1,5 +1,5 @@
-//! Writes a copy of the machines of BGP and BFD, and of the simulation that runs them, that can be broken in many ways, so that a
-//! test can show that the simulation would notice.
+//! Writes a copy of the machines of BGP and BFD, of how BGP's thread misses its engine, and of the simulation that runs
+//! them. It can be broken in many ways, so that a test can show that the simulation would notice.
 //!
 //! One copy: each mutation is an expression that asks at run time whether it is the chosen one. A copy for each of them
 //! takes the compiler ten minutes.
@@ -17,7 +17,7 @@ mod mutations_bgp;
 pub struct Mutation {
     /// What is wrong.
     pub name: &'static str,
-    /// Below the machine's module.
+    /// Below the protocol's module.
     pub file: &'static str,
     /// Stands in the file once.
     pub within: &'static str,
@@ -55,7 +55,13 @@ pub fn write(announce: &Path, sim: &Path, to: &Path) -> Result<(), Box<dyn Error
         let copy = expand(&root.join("machine"), "", &mut change)?;
         let copy = copy.replace("crate::announce", "crate::generated::announce");
         writeln!(out, "pub mod {machine} {{\npub use lb_userspace::announce::{machine}::*;")?;
-        writeln!(out, "pub mod machine {{\n{copy}\n}}\n}}")?;
+        writeln!(out, "pub mod machine {{\n{copy}\n}}")?;
+        if machine == "bgp" {
+            let silence = expand(&root.join("driver/silence"), "", &mut change)?;
+            writeln!(out, "pub mod driver {{\npub use lb_userspace::announce::bgp::driver::*;")?;
+            writeln!(out, "pub use self::silence::Silence;\npub mod silence {{\n{silence}\n}}\n}}")?;
+        }
+        writeln!(out, "}}")?;
         let names: Vec<_> = (first..).zip(mutations.iter().map(|mutation| mutation.name)).collect();
         writeln!(lists, "pub const {}: &[(usize, &str)] = &{names:?};", machine.to_uppercase())?;
     }
