@@ -1,4 +1,4 @@
-//! What is announced: from the snapshot and what is in force to the thread that announces, and from that to the status.
+//! What is announced: from the snapshot and what is in force to the thread that announces.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -13,20 +13,14 @@ use lb_common::{
     abi::rung,
     holder::{Conflict, Holder, HolderKey, VirtualMac, VirtualMacKey},
 };
-use serde::Serialize;
 use tracing::warn;
 
 use super::{Engine, peers::Secrets, virtual_macs::LetIn};
 use crate::{
     announce::{
-        bgp::{
-            self,
-            damping::Damping,
-            machine::{NotAnnounced, State},
-        },
-        driver::{Announcer, Answers, Opened, Report, RouterReport, boot_time},
-        eligibility::{Attributes, Decision, Facts, InterfaceFacts, Means, Reason, VipFacts},
-        vrrp::{Family, Version},
+        bgp::damping::Damping,
+        driver::{Announcer, Answers, Opened, boot_time},
+        eligibility::{Decision, Facts, InterfaceFacts, Means, VipFacts},
         wanted::wanted,
         warnings::{SharedFates, Warning, warnings},
     },
@@ -37,16 +31,13 @@ use crate::{
         announce::{Prefix, WhenUnhealthy},
         bgp::NodeSelection,
     },
-    net::links::{Link, Links, mac_text},
+    net::links::{Link, Links},
     plan::{
         planner::{EndpointKey, VipKey},
         service::InstalledBackend,
     },
     preflight::resolve::carrier,
-    status::{
-        AgainstStatus, AlarmStatus, AnnounceStatus, BackendState, ConflictStatus, HeardStatus, MeansStatus,
-        PeerErrorStatus, RouterStatus, VipStatus,
-    },
+    status::BackendState,
 };
 
 /// Warnings of one look that have lines of their own in the log.
@@ -57,9 +48,9 @@ pub(super) struct Announcing {
     /// Why nothing can be announced, or who does.
     pub(super) announcer: Result<Announcer, String>,
     /// The last decisions, for the status.
-    decisions: BTreeMap<IpAddr, Vec<(Means, Decision)>>,
+    pub(super) decisions: BTreeMap<IpAddr, Vec<(Means, Decision)>>,
     /// What looks wrong about them.
-    warnings: BTreeMap<IpAddr, BTreeSet<Warning>>,
+    pub(super) warnings: BTreeMap<IpAddr, BTreeSet<Warning>>,
     /// VIPs that flap.
     damping: Damping<IpAddr>,
     /// What this or an earlier agent has had interfaces let in.
@@ -67,7 +58,7 @@ pub(super) struct Announcing {
     /// What they must let in.
     pub(super) macs_wanted: BTreeSet<LetIn>,
     /// Something was wanted the last time.
-    is_busy: bool,
+    pub(super) is_busy: bool,
 }
 
 impl Announcing {
@@ -376,43 +367,6 @@ impl Engine {
                 .collect(),
         }
     }
-
-    /// What is announced, for the status.
-    pub(super) fn announce_status(&self) -> AnnounceStatus {
-        if !self.announcing.is_busy {
-            let leaving = self.leaving_word().map(str::to_owned);
-            return AnnounceStatus { leaving, ..AnnounceStatus::default() };
-        }
-        let (report, error) = match &self.announcing.announcer {
-            Ok(announcer) => match announcer.report() {
-                Some(report) => (report, None),
-                None => (Report::default(), Some("the thread that announces does not answer".to_owned())),
-            },
-            Err(error) => (Report::default(), Some(error.clone())),
-        };
-        let means = |(means, decision): &(Means, Decision), vip: IpAddr| {
-            means_status(means, decision, vip, &report, self.peers.report())
-        };
-        let vip = |(vip, all): (&IpAddr, &Vec<(Means, Decision)>)| VipStatus {
-            vip: *vip,
-            means: all.iter().map(|one| means(one, *vip)).collect(),
-            warnings: self.announcing.warnings.get(vip).into_iter().flatten().map(ToString::to_string).collect(),
-        };
-        let bfd = self.bfd_shown();
-        AnnounceStatus {
-            vips: self.announcing.decisions.iter().map(vip).collect(),
-            routers: report.routers.iter().map(router_status).collect(),
-            conflicts: report.conflicts.iter().map(conflict_status).collect(),
-            malformed: report.malformed.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
-            leaving: self.leaving_word().map(str::to_owned),
-            bgp: self.bgp_status(),
-            bgp_refused: self.bgp_refused(),
-            bfd: bfd.sessions,
-            bfd_dropped: bfd.dropped,
-            bfd_scheduling: bfd.scheduling,
-            error,
-        }
-    }
 }
 
 /// Backends that would get connections if their health checks did not fail.
@@ -426,111 +380,6 @@ fn failing(service: &Service, failed: &HashSet<Arc<Target>>, addresses: &HashSet
     };
     let failing = service.backends.iter().filter(|backend| !backend.drain).filter(fails);
     failing.map(|backend| EndpointKey::of(service, backend)).collect()
-}
-
-fn means_status(
-    means: &Means,
-    decision: &Decision,
-    vip: IpAddr,
-    report: &Report,
-    peers: &bgp::driver::Report,
-) -> MeansStatus {
-    let against = match (decision, means) {
-        (Decision::Withhold(reasons), _) => reasons.iter().map(against).collect(),
-        (Decision::Announce(_), Means::Bgp { peer, .. }) => {
-            held_back(peers, peer, vip).map(not_announced).into_iter().collect()
-        }
-        (Decision::Announce(_), Means::Always { .. } | Means::Vrrp { .. }) => Vec::new(),
-    };
-    let router = match means {
-        Means::Always { .. } | Means::Bgp { .. } => None,
-        Means::Vrrp { interface, vrid, .. } => report.routers.iter().find(|router| {
-            router.interface == *interface && router.status.vrid == *vrid && router.status.family == Family::of(vip)
-        }),
-    };
-    let holds = match means {
-        Means::Always { interface } => report.always.binary_search(&(interface.clone(), vip)).is_ok(),
-        Means::Vrrp { .. } => router.is_some_and(|router| router.status.hold_until.is_some()),
-        Means::Bgp { .. } => against.is_empty(),
-    };
-    // Whoever was heard last may have left, which 0 says, or fallen silent.
-    let now = boot_time();
-    let heard = router.and_then(|router| router.status.heard);
-    let heard = heard.filter(|heard| heard.priority.get() != 0 && heard.may_live(now));
-    let holder = heard.filter(|_| !holds).map(|heard| heard.address);
-    let is_going = matches!(decision, Decision::Announce(Attributes { is_going: true, .. }));
-    MeansStatus { means: means.to_string(), holds, is_going, holder, against }
-}
-
-/// Why a peer has not been sent what it is to have.
-fn held_back(peers: &bgp::driver::Report, peer: &str, vip: IpAddr) -> Option<NotAnnounced> {
-    let found = peers.peers.iter().find(|report| report.name == *peer);
-    match found.and_then(|report| report.status.as_ref()) {
-        Some(status) if status.state == State::Established => {
-            status.held_back.get(&bgp::values::Family::of(vip)).copied()
-        }
-        Some(_) | None => Some(NotAnnounced::NoSession),
-    }
-}
-
-fn not_announced(reason: NotAnnounced) -> AgainstStatus {
-    AgainstStatus { reason: reason.name().to_owned(), text: reason.to_string() }
-}
-
-fn against(reason: &Reason) -> AgainstStatus {
-    AgainstStatus { reason: reason.name().to_owned(), text: reason.to_string() }
-}
-
-fn conflict_status(conflict: &crate::announce::driver::ConflictReport) -> ConflictStatus {
-    let crate::announce::driver::ConflictReport { interface, vip, mac, count } = conflict;
-    ConflictStatus { vip: *vip, ifindex: *interface, mac: mac.clone(), count: *count }
-}
-
-fn router_status(router: &RouterReport) -> RouterStatus {
-    let RouterReport { group, interface, virtual_mac, since_seconds, last_error, status } = router;
-    let counters = &status.counters;
-    let ignored = counters.ignored.iter().map(|(reason, count)| (reason.name().to_owned(), *count));
-    let malformed = counters.malformed.iter().map(|(reason, count)| (reason.name().to_owned(), *count));
-    let alarm = |alarm: &crate::announce::vrrp::machine::Alarm| AlarmStatus { from: alarm.from, count: alarm.count };
-    RouterStatus {
-        group: group.clone(),
-        interface: interface.clone(),
-        family: status.family.to_string().to_lowercase(),
-        vrid: status.vrid.get(),
-        version: match status.version {
-            Version::V2 => 2,
-            Version::V3 => 3,
-        },
-        state: word(status.state),
-        since_seconds: *since_seconds,
-        priority: status.priority.map(|priority| priority.get()),
-        address: status.address,
-        virtual_mac: virtual_mac.map(|(_, mac)| mac_text(mac)),
-        missing: status.missing.iter().map(ToString::to_string).collect(),
-        heard: status.heard.map(|heard| HeardStatus { address: heard.address, priority: heard.priority.get() }),
-        vips: status.vips,
-        listed: status.listed,
-        sent: counters.sent + counters.sent_leaves,
-        received: counters.received_higher
-            + counters.received_lower
-            + counters.received_leaves
-            + counters.received_idle,
-        unsent: counters.unsent,
-        transitions: counters.transitions.iter().map(|(cause, count)| (word(cause), *count)).collect(),
-        discarded: ignored.chain(malformed).collect(),
-        alarms: status.alarms.iter().map(|(kind, record)| (kind.name().to_owned(), alarm(record))).collect(),
-        last_error: last_error.as_ref().map(|error| PeerErrorStatus {
-            seconds_ago: error.seconds_ago,
-            cause: error.cause.to_owned(),
-            detail: error.detail.clone(),
-            words: None,
-        }),
-    }
-}
-
-/// As it is serialized.
-pub(super) fn word(value: impl Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 #[cfg(test)]

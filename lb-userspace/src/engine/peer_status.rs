@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Engine, announce::word, watch::Session};
+use super::{Engine, announce_status::word, watch::Session};
 use crate::{
     announce::{
         bfd::{
