@@ -131,7 +131,8 @@ fn a_silent_node_is_missed_by_bfd_and_one_that_withdraws_or_leaves_loses_nothing
     peers.wait_routes(Watch::Bfd)?;
     withdraws_in_each_way(&mut peers)?;
 
-    // Without a backend there is nobody for what is on its way already.
+    // Without a backend there is nobody for what is on its way already, nor for what comes until agent and router have had
+    // their turns on a busy machine.
     let unserved = |team: &mut Team, node| {
         let yaml = team.yaml(node, &[])?;
         team.agent(node)?.reload(&yaml)

@@ -208,6 +208,15 @@ fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     Ok(facts)
 }
 
+/// Makes a part of an agent's directory again, and the mark that it is an agent's.
+pub fn make_again(part: &Path) -> io::Result<()> {
+    if part.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(part)?;
+    part.parent().map_or(Ok(()), |directory| mark(directory, OWNER))
+}
+
 /// Pins a link.
 pub fn pin_link(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
     let path = c_path(pin)?;

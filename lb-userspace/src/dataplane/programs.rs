@@ -83,12 +83,15 @@ impl Attached {
         for (program, attach_point) in PLACES {
             for pin in &pins {
                 let Some(ifindex) = interface_in_name(pin, program) else { continue };
-                let link = links.by_index(ifindex);
-                match (bpffs::interface_of(pin), link) {
-                    (Ok(Some(interface)), Some(link)) if interface == ifindex => {
+                let found =
+                    bpffs::open_link(pin).and_then(|found| Ok((bpffs::interface_of_link(found.as_fd())?, found)));
+                match (found, links.by_index(ifindex)) {
+                    (Ok((Some(interface), found)), Some(link)) if interface == ifindex => {
                         replace(object, program, pin, &link.name)?;
-                        self.note_adopted(object, program, attach_point, link, pin)?;
+                        self.note_adopted(object, program, attach_point, link, found)?;
                     }
+                    // Nothing follows from what cannot be asked.
+                    (Err(source), Some(_)) if is_refused(&source) => return Err(unopened(pin, source)),
                     // Its interface is gone, or it is no link at all.
                     _ => drop(fs::remove_file(pin)),
                 }
@@ -103,7 +106,7 @@ impl Attached {
         program: &'static str,
         attach_point: &str,
         link: &Link,
-        pin: &Path,
+        found: OwnedFd,
     ) -> Result<(), DataPlaneError> {
         let (mode, id) = if program == XDP {
             let generic = link.xdp.iter().any(|attachment| attachment.mode == links::XdpMode::Generic);
@@ -120,17 +123,7 @@ impl Attached {
             program_id: id,
             error: None,
         };
-        self.note(link.index, status, pin)
-    }
-
-    fn note(&mut self, ifindex: u32, status: ProgramStatus, pin: &Path) -> Result<(), DataPlaneError> {
-        let link = bpffs::open_link(pin).map_err(|source| DataPlaneError::PinDirectory {
-            path: pin.to_path_buf(),
-            what: "opening a link that was just pinned",
-            source,
-            advice: "",
-        })?;
-        self.places.entry(ifindex).or_default().push(Placed { status, link });
+        self.places.entry(link.index).or_default().push(Placed { status, link: found });
         Ok(())
     }
 
@@ -259,7 +252,14 @@ impl Attached {
         let path = self.pin_of(program, ifindex);
         // Of an interface that had this number before.
         let _ = fs::remove_file(&path);
-        link.pin(&path).map_err(|source| DataPlaneError::Pin { path: path.clone(), source })?;
+        let pinned = link.pin(&path).map_err(|source| DataPlaneError::Pin { path: path.clone(), source })?;
+        let opened = bpffs::open_link(&path);
+        drop(pinned);
+        let link = opened.map_err(|source| {
+            // A program that nobody knows of would keep others from its place.
+            let _ = fs::remove_file(&path);
+            unopened(&path, source)
+        })?;
         let status = ProgramStatus {
             name: program.into(),
             interface: interface.into(),
@@ -268,7 +268,8 @@ impl Attached {
             program_id,
             error: None,
         };
-        self.note(ifindex, status, &path)
+        self.places.entry(ifindex).or_default().push(Placed { status, link });
+        Ok(())
     }
 
     /// Detaches everything from an interface, or tidies up after one that is gone.
@@ -323,28 +324,44 @@ impl Attached {
         Ok(())
     }
 
-    /// Pins again what is pinned no more: the next agent finds programs by their pins.
-    ///
-    /// # Errors
-    /// Of the first that cannot be pinned.
-    pub fn restore_pins(&self) -> io::Result<usize> {
-        let mut restored = 0;
+    /// Pins again what is pinned no more: the next agent finds programs by their pins. How many those were, and why others
+    /// cannot be.
+    pub fn restore_pins(&self) -> (usize, Option<io::Error>) {
+        let (mut restored, mut refused) = (0, None);
         for (ifindex, Placed { status, link }) in
             self.places.iter().flat_map(|(ifindex, all)| all.iter().map(move |placed| (ifindex, placed)))
         {
             let pin = self.pin_of(&status.name, *ifindex);
-            if fs::symlink_metadata(&pin).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-                bpffs::pin_link(link.as_fd(), &pin)?;
-                restored += 1;
+            if fs::symlink_metadata(&pin).is_ok() {
+                continue;
+            }
+            // Somebody may have taken all of it away.
+            let pinned = bpffs::make_again(&self.links).and_then(|()| bpffs::pin_link(link.as_fd(), &pin));
+            match pinned {
+                Ok(()) => restored += 1,
+                Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Ok(restored)
+        (restored, refused)
     }
 
     /// Interfaces with programs.
     pub fn interfaces(&self) -> Vec<u32> {
         self.places.keys().copied().collect()
     }
+}
+
+/// Whether the kernel says nothing about a link, rather than that there is none.
+fn is_refused(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EPERM, libc::EACCES]
+        .into_iter()
+        .any(|refused| number == Some(refused))
+}
+
+fn unopened(pin: &Path, source: io::Error) -> DataPlaneError {
+    let advice = "; where there are too many open files, allow the agent more (LimitNOFILE=)";
+    DataPlaneError::PinDirectory { path: pin.to_path_buf(), what: "opening a pinned link", source, advice }
 }
 
 /// The interface in the name of a link's pin, where it is this program's.

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod announce;
+mod announce_status;
 mod connections;
 pub mod detach;
 mod exits;
@@ -137,6 +138,8 @@ pub struct Engine {
     refusal: Option<String>,
     /// What of the wanted state is not in the maps yet, and why; tried again with each tick.
     waiting: Option<String>,
+    /// Why links cannot be pinned again.
+    unpinned: Option<String>,
     meter: Meter,
     observer: Observer,
     announcing: Announcing,

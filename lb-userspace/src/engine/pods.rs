@@ -322,6 +322,13 @@ impl Engine {
             };
             return finding(BackendState::NoInterface, None, Some(reason));
         };
+        if let Site::Pod(pod) = found
+            && !self.attached.is_pod(pod.host_ifindex)
+        {
+            // Tested as soon as it has them.
+            let reason = Some("programs cannot be attached to its interface: the log says why".into());
+            return Finding { tried: None, ..finding(BackendState::SelfTestFailed, None, reason) };
+        }
         let mut reasons = Vec::new();
         for rung in found.rungs(wanted.1) {
             let tested = self.try_rung(wanted, found, rung, links, routes);
@@ -354,13 +361,10 @@ impl Engine {
         links: &Links,
         routes: &Routes,
     ) -> Result<(), String> {
-        if let Site::Pod(pod) = site {
-            if !self.attached.is_pod(pod.host_ifindex) {
-                return Err("its interface has no return program".into());
-            }
-            if matches!(rung, Rung::Redirect | Rung::Direct) {
-                self.turn_gro_on(pod).map_err(|error| format!("GRO of the pod's interface: {error}"))?;
-            }
+        if let Site::Pod(pod) = site
+            && matches!(rung, Rung::Redirect | Rung::Direct)
+        {
+            self.turn_gro_on(pod).map_err(|error| format!("GRO of the pod's interface: {error}"))?;
         }
         if matches!(site, Site::Host) {
             // The stack delivers to this node's own addresses by definition, and answers nothing from outside that

@@ -4,7 +4,7 @@
 //! that a later agent goes by; then the programs are switched, whose return path looks into both data planes' records;
 //! then what was recorded meanwhile is carried over, and programs that know only the new maps take over.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, bail};
 use tracing::{info, warn};
@@ -80,8 +80,8 @@ fn fill(begun: &Begun) -> Result<()> {
     for (ifindex, uplink) in earlier.uplinks()? {
         tables.set_uplink(ifindex, uplink.mac)?;
     }
-    if let Err(error) = carry_holders(&earlier, &mut holders) {
-        warn!(%error, "who answers for VIPs is not carried over: nobody does until they are announced again");
+    for error in carry_holders(&earlier, &mut holders) {
+        warn!(error, "not all who answer for VIPs are carried over: nobody does until they are announced again");
     }
     if !earlier.has_own_flows() {
         warn!("what clients are recorded cannot be carried over: the earlier agent records them in another form");
@@ -107,15 +107,24 @@ fn fill(begun: &Begun) -> Result<()> {
     Ok(())
 }
 
-/// Until the thread that announces begins, the data plane answers as it did.
-fn carry_holders(earlier: &Earlier, holders: &mut Holders) -> Result<(), DataPlaneError> {
-    for (key, holder) in earlier.holders()? {
-        holders.set(&key, &holder)?;
+/// Until the thread that announces begins, the data plane answers as it did. Why not, for what is not carried over.
+fn carry_holders(earlier: &Earlier, holders: &mut Holders) -> BTreeSet<String> {
+    let mut refused = BTreeSet::new();
+    match earlier.holders() {
+        Ok(all) => {
+            let failed = all.iter().filter_map(|(key, holder)| holders.set(key, holder).err());
+            refused.extend(failed.map(|error| error.to_string()));
+        }
+        Err(error) => drop(refused.insert(error.to_string())),
     }
-    for (key, mac) in earlier.virtual_macs()? {
-        holders.set_mac(&key, &mac)?;
+    match earlier.virtual_macs() {
+        Ok(all) => {
+            let failed = all.iter().filter_map(|(key, mac)| holders.set_mac(key, mac).err());
+            refused.extend(failed.map(|error| error.to_string()));
+        }
+        Err(error) => drop(refused.insert(error.to_string())),
     }
-    Ok(())
+    refused
 }
 
 /// What was laid aside, where programs may still be using it.

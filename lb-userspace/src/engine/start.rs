@@ -165,6 +165,7 @@ impl Engine {
             started: Instant::now(),
             refusal: None,
             waiting: None,
+            unpinned: None,
             meter,
             observer: begun.observer,
             announcing: Announcing::new(),

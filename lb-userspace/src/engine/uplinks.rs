@@ -162,11 +162,15 @@ impl Engine {
     pub(super) fn restore_programs(&mut self) {
         let bereft = self.attached.bereft();
         self.restore(bereft);
-        match self.attached.restore_pins() {
-            Ok(0) => {}
-            Ok(count) => warn!(count, "somebody has removed pins of ours; they are made again"),
-            Err(error) => warn!(%error, "links cannot be pinned: the next agent will not find them"),
+        let (count, refused) = self.attached.restore_pins();
+        if count != 0 {
+            warn!(count, "somebody has removed pins of ours; they are made again");
         }
+        let refused = refused.map(|error| error.to_string());
+        if let Some(error) = refused.as_ref().filter(|_| refused != self.unpinned) {
+            warn!(error, "links cannot be pinned: the next agent will not find them; tried again");
+        }
+        self.unpinned = refused;
     }
 
     fn restore(&mut self, bereft: Vec<u32>) {

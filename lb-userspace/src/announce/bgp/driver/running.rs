@@ -250,6 +250,8 @@ impl Running {
             info!("BGP ends");
         }
         self.is_stopping = true;
+        // Those that wait for the addresses of others would begin as these end.
+        self.impossible.clear();
         for entry in self.peers.values_mut() {
             entry.leave(CeaseReason::Shutdown, now);
         }
@@ -315,6 +317,19 @@ mod tests {
             running.handle_timeout(NOW);
             assert!(running.has_ended(), "silenced before: {before}, after: {after}");
         }
+    }
+
+    #[test]
+    fn who_waits_for_the_addresses_of_another_does_not_begin_in_a_stop() {
+        let mut running = Running::new(1);
+        let mut twice = wanted();
+        let peer = twice.peers["router"].clone();
+        twice.peers.insert("same".to_owned(), peer);
+        running.follow(twice, NOW);
+        assert_eq!((running.peers.len(), running.impossible.len()), (1, 1));
+        running.stop(NOW);
+        running.handle_timeout(NOW);
+        assert!(running.has_ended());
     }
 
     #[test]
