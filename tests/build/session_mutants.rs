@@ -36,6 +36,7 @@ pub fn write(announce: &Path, sim: &Path, to: &Path) -> Result<(), Box<dyn Error
     let mut lists = String::new();
     // 0 is the copy with nothing broken.
     let mut number = 0;
+    println!("cargo::rerun-if-changed={}", announce.join("silence.rs").display());
     for (machine, mutations) in [("bfd", mutations_bfd::MUTATIONS), ("bgp", mutations_bgp::MUTATIONS)] {
         let root = announce.join(machine);
         println!("cargo::rerun-if-changed={}", root.display());
@@ -56,12 +57,11 @@ pub fn write(announce: &Path, sim: &Path, to: &Path) -> Result<(), Box<dyn Error
         let copy = copy.replace("crate::announce", "crate::generated::announce");
         writeln!(out, "pub mod {machine} {{\npub use lb_userspace::announce::{machine}::*;")?;
         writeln!(out, "pub mod machine {{\n{copy}\n}}")?;
-        if machine == "bgp" {
-            let silence = expand(&root.join("driver/silence"), "", &mut change)?;
-            writeln!(out, "pub mod driver {{\npub use lb_userspace::announce::bgp::driver::*;")?;
-            writeln!(out, "pub use self::silence::Silence;\npub mod silence {{\n{silence}\n}}\n}}")?;
-        }
         writeln!(out, "}}")?;
+        if machine == "bgp" {
+            let silence = expand(&root.join("../silence"), "", &mut change)?;
+            writeln!(out, "pub mod silence {{\n{silence}\n}}")?;
+        }
         let names: Vec<_> = (first..).zip(mutations.iter().map(|mutation| mutation.name)).collect();
         writeln!(lists, "pub const {}: &[(usize, &str)] = &{names:?};", machine.to_uppercase())?;
     }

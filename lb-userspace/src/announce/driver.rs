@@ -1,7 +1,7 @@
 //! Tells the network what the engine wants told, on a thread of its own.
 //!
 //! The engine hands over the whole of what is wanted, and the thread follows. Where the engine says nothing for
-//! [`HEARTBEAT_MAX`], or is gone, every virtual router leaves: who hangs must not look alive. What is held always stays.
+//! [`HEARTBEAT_MAX`](super::silence::HEARTBEAT_MAX), or is gone, every virtual router leaves: who hangs must not look alive. What is held always stays.
 
 mod complaints;
 mod groups;
@@ -36,6 +36,7 @@ use self::{
     sockets::{Frames, PACKET_MAX, Routers},
 };
 use super::{
+    silence::{LOOK_INTERVAL, Silence},
     vrrp::{Family, machine::Status, packet::Malformed},
     wanted::{RouterKey, Wanted},
 };
@@ -44,14 +45,10 @@ use crate::{
     privileges,
 };
 
-/// Longest silence of the engine: ten of its ticks, of which a plan of everything takes two.
-pub const HEARTBEAT_MAX: Duration = Duration::from_secs(10);
 /// How long a stop waits for successors at most: at longer intervals a second signal is not worth waiting for.
 const STOP_MAX: Duration = Duration::from_secs(5);
 /// How long the engine waits for a report, which the thread gives between two packets.
 const REPORT_MAX: Duration = Duration::from_millis(500);
-/// How often what others claim is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where it is said who answers for a VIP: the data plane's maps, or memory in tests.
 pub trait Answers: Send {
@@ -192,6 +189,7 @@ impl Announcer {
             questions: received,
             newest: Arc::clone(&newest),
             wake: Arc::clone(&wake),
+            silence: Silence::new(boot_time()),
             running: Running::new(opened.routers, opened.frames, answers),
         };
         let run = move || {
@@ -245,6 +243,7 @@ struct Driver {
     questions: Receiver<Asked>,
     newest: Arc<Newest>,
     wake: Arc<OwnedFd>,
+    silence: Silence,
     running: Running,
 }
 
@@ -259,7 +258,7 @@ impl Driver {
             }
             let now = boot_time();
             let heard = Duration::from_nanos(self.newest.beat.load(Ordering::Relaxed));
-            if now.saturating_sub(heard) > HEARTBEAT_MAX {
+            if self.silence.turn(Some(heard), now) {
                 self.running.silence(now);
             } else {
                 self.running.resume(now);

@@ -5,8 +5,8 @@
 //! [`vrrp`] the virtual routers. [`driver`] does it, on a thread of its own: the engine may be busy for a second, and
 //! others take over sooner.
 //!
-//! [`bgp`] tells routers, [`bfd`] watches them, each on a thread of its own as well; [`leaving`] says in which order a node
-//! takes its leave of all of them.
+//! [`bgp`] tells routers, [`bfd`] watches them, each on a thread of its own as well; [`silence`] says when such a thread misses
+//! the engine, [`leaving`] in which order a node takes its leave of all of them.
 //!
 //! Holding decides what is answered, never what is forwarded: the data plane steers packets for every VIP that is
 //! installed, whoever holds it.
@@ -17,6 +17,7 @@ pub mod driver;
 pub mod eligibility;
 pub mod l2;
 pub mod leaving;
+pub mod silence;
 pub mod vrrp;
 pub mod wanted;
 pub mod warnings;

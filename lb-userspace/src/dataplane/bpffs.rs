@@ -178,18 +178,13 @@ fn mark(directory: &Path, name: &str) -> io::Result<()> {
     }
 }
 
-/// The interface that a pinned link is attached to; `None` where that is gone and the link leads nowhere.
-pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
-    interface_of_link(open_link(pin)?.as_fd())
-}
-
 /// A pinned link.
 pub fn open_link(pin: &Path) -> io::Result<OwnedFd> {
     open_pinned(pin, 0)
 }
 
-/// The same as [`interface_of`].
-pub fn interface_of_link(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+/// The interface that a link is attached to; `None` where that is gone and the link leads nowhere.
+pub fn interface_of(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let facts = link_info(link)?;
     // SAFETY: an agent's links are of XDP and of tcx, both with the interface in this place; any bytes are a number.
     let interface = unsafe { facts.__bindgen_anon_1.tcx.ifindex };

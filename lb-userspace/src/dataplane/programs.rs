@@ -57,7 +57,7 @@ struct Placed {
 impl Placed {
     /// Whether the link leads to the interface. What cannot be asked has not changed.
     fn is_at(&self, ifindex: u32) -> bool {
-        bpffs::interface_of_link(self.link.as_fd()).map_or(true, |interface| interface == Some(ifindex))
+        bpffs::interface_of(self.link.as_fd()).map_or(true, |interface| interface == Some(ifindex))
     }
 }
 
@@ -83,8 +83,7 @@ impl Attached {
         for (program, attach_point) in PLACES {
             for pin in &pins {
                 let Some(ifindex) = interface_in_name(pin, program) else { continue };
-                let found =
-                    bpffs::open_link(pin).and_then(|found| Ok((bpffs::interface_of_link(found.as_fd())?, found)));
+                let found = bpffs::open_link(pin).and_then(|found| Ok((bpffs::interface_of(found.as_fd())?, found)));
                 match (found, links.by_index(ifindex)) {
                     (Ok((Some(interface), found)), Some(link)) if interface == ifindex => {
                         replace(object, program, pin, &link.name)?;

@@ -282,21 +282,20 @@ impl Engine {
     }
 
     /// Says that this engine lives.
-    pub(super) fn beat(&self) {
+    pub(super) fn beat(&mut self) {
         if let Ok(announcer) = &self.announcing.announcer {
             announcer.beat();
         }
         self.peers.beat();
         if self.peers.watch.is_busy() {
-            self.peers.watch.beat(boot_time(), self.has_data_plane());
+            let is_there = self.has_data_plane();
+            self.peers.watch.beat(boot_time(), is_there);
         }
     }
 
     /// The same ahead of a plan of everything, which takes seconds on a large node.
     pub(super) fn beat_for_long(&self) {
-        if self.peers.watch.is_busy() {
-            self.peers.watch.beat_for_long(boot_time(), self.has_data_plane());
-        }
+        self.peers.watch.beat_for_long(boot_time());
     }
 
     /// Hands over to other nodes.

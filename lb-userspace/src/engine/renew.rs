@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, bail};
+use aya::maps::MapError;
 use tracing::{info, warn};
 
 use super::{
@@ -110,21 +111,23 @@ fn fill(begun: &Begun) -> Result<()> {
 /// Until the thread that announces begins, the data plane answers as it did. Why not, for what is not carried over.
 fn carry_holders(earlier: &Earlier, holders: &mut Holders) -> BTreeSet<String> {
     let mut refused = BTreeSet::new();
-    match earlier.holders() {
-        Ok(all) => {
-            let failed = all.iter().filter_map(|(key, holder)| holders.set(key, holder).err());
-            refused.extend(failed.map(|error| error.to_string()));
-        }
-        Err(error) => drop(refused.insert(error.to_string())),
-    }
-    match earlier.virtual_macs() {
-        Ok(all) => {
-            let failed = all.iter().filter_map(|(key, mac)| holders.set_mac(key, mac).err());
-            refused.extend(failed.map(|error| error.to_string()));
-        }
-        Err(error) => drop(refused.insert(error.to_string())),
-    }
+    carry(earlier.holders(), |(key, holder)| holders.set(key, holder), &mut refused);
+    carry(earlier.virtual_macs(), |(key, mac)| holders.set_mac(key, mac), &mut refused);
     refused
+}
+
+/// Goes on after each that fails.
+fn carry<T>(
+    entries: Result<Vec<T>, DataPlaneError>,
+    mut set: impl FnMut(&T) -> Result<(), MapError>,
+    refused: &mut BTreeSet<String>,
+) {
+    match entries {
+        Ok(entries) => {
+            refused.extend(entries.iter().filter_map(|entry| set(entry).err()).map(|error| error.to_string()))
+        }
+        Err(error) => drop(refused.insert(error.to_string())),
+    }
 }
 
 /// What was laid aside, where programs may still be using it.

@@ -46,6 +46,8 @@ pub(super) struct Watch {
     /// Those that have said that they stop.
     silent: BTreeSet<Path>,
     is_stopping: bool,
+    /// As it was with the last beat.
+    is_data_plane_there: bool,
 }
 
 /// A session of a peer.
@@ -67,6 +69,7 @@ impl Watch {
             sessions: BTreeMap::new(),
             silent: BTreeSet::new(),
             is_stopping: false,
+            is_data_plane_there: false,
         }
     }
 
@@ -205,13 +208,14 @@ impl Watch {
     }
 
     /// Says that this engine lives, and whether the data plane is there.
-    pub(super) fn beat(&self, now: Duration, is_data_plane_there: bool) {
+    pub(super) fn beat(&mut self, now: Duration, is_data_plane_there: bool) {
+        self.is_data_plane_there = is_data_plane_there;
         self.heartbeat.beat(now + TURN_MAX, is_data_plane_there);
     }
 
-    /// Says so ahead of something that takes long.
-    pub(super) fn beat_for_long(&self, now: Duration, is_data_plane_there: bool) {
-        self.heartbeat.beat(now + BUSY_MAX, is_data_plane_there);
+    /// Says the same as with the last beat, ahead of something that takes long.
+    pub(super) fn beat_for_long(&self, now: Duration) {
+        self.heartbeat.beat(now + BUSY_MAX, self.is_data_plane_there);
     }
 
     /// When it is to be said again; None where nobody listens.

@@ -4,7 +4,7 @@
 //! timers and the engine. Needs CAP_NET_BIND_SERVICE for as long as it listens below port 1024. To name another user's
 //! process that holds a port or a session it needs CAP_SYS_PTRACE, and the host's PID namespace.
 //!
-//! Once the engine has begun to beat it must go on. Where nothing was heard of it for [`HEARTBEAT_MAX`], all routes are
+//! Once the engine has begun to beat it must go on. Where nothing was heard of it for [`HEARTBEAT_MAX`](crate::announce::silence::HEARTBEAT_MAX), all routes are
 //! withdrawn, with BFD or without: nobody knows then whether what is announced can be served. Sessions stay, and with its
 //! next beat all is announced again that it wanted last. Where it is gone, connections end without a word.
 
@@ -15,7 +15,6 @@ mod listening;
 mod report;
 mod running;
 mod signatures;
-mod silence;
 mod sockets;
 mod wanted;
 
@@ -37,12 +36,11 @@ use rustix::{
 };
 
 use self::running::Running;
+use crate::announce::silence::Silence;
 
 pub use crate::net::processes::Holder;
 pub use report::{PeerReport, Problem, Report, Shown};
-pub use running::LOOK_INTERVAL;
 pub use signatures::Signatures;
-pub use silence::Silence;
 pub use sockets::{local_towards, socket_address};
 pub use wanted::{BGP_PORT, Interface, SECRET_OCTETS_MAX, Secret, SecretError, Ttl, Wanted, WantedPeer};
 
@@ -51,7 +49,7 @@ const STOP_MAX: Duration = Duration::from_secs(3);
 /// How long the engine waits for a report, which the thread gives between two turns.
 const REPORT_MAX: Duration = Duration::from_millis(500);
 
-pub use crate::announce::driver::{HEARTBEAT_MAX, boot_time};
+pub use crate::announce::driver::boot_time;
 
 enum Order {
     Want(Box<Wanted>),
@@ -89,7 +87,7 @@ impl Speaker {
         Ok(Self { orders, wake, beat, thread: Some(thread) })
     }
 
-    /// Says that the engine lives. Once this was said, routes are withdrawn where it is not for [`HEARTBEAT_MAX`].
+    /// Says that the engine lives. Once this was said, routes are withdrawn where it is not for [`HEARTBEAT_MAX`](crate::announce::silence::HEARTBEAT_MAX).
     pub fn beat(&self) {
         self.beat.store(boot_time().as_nanos() as u64, Ordering::Relaxed);
     }

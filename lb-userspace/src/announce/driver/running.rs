@@ -11,7 +11,7 @@ use lb_common::holder::{Conflict, HolderKey};
 use tracing::{info, warn};
 
 use super::{
-    Answers, ConflictReport, LOOK_INTERVAL, Report, RouterError, RouterReport,
+    Answers, ConflictReport, Report, RouterError, RouterReport,
     complaints::Complaints,
     groups::Groups,
     name,
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     announce::{
         l2::{Claims, Role, to_group},
+        silence::LOOK_INTERVAL,
         vrrp::{
             Family, Vrid,
             machine::{Event, Missing, Peers, Router, Settings, StateName, Stop, Transmit},

@@ -13,13 +13,13 @@ use lb_userspace::announce::{
     },
     bgp::{
         damping::Damping,
-        driver::Silence,
         machine::{Peer, RestartFacts, Settings, Stage},
         route::Route,
         values::Prefix,
     },
     eligibility::VipFacts,
     leaving::Departure,
+    silence::Silence,
 };
 
 /// Datagrams that a socket keeps for who stands still.

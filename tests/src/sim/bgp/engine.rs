@@ -10,7 +10,6 @@ use std::{
 use lb_userspace::announce::{
     bfd::{machine::Status, packet::State as BfdState},
     bgp::{
-        driver::LOOK_INTERVAL,
         machine::{Bfd, CeaseReason, Mode, Peer, Stage, State},
         packet::Framer,
         route::Route,
@@ -18,6 +17,7 @@ use lb_userspace::announce::{
     },
     eligibility::{Decision, Facts, Leaving, Means, Scope, VipFacts, decide},
     leaving::{Seen, Step},
+    silence::LOOK_INTERVAL,
 };
 
 use super::{

@@ -9,11 +9,11 @@ use std::{
 use lb_userspace::announce::{
     bfd::{machine::Settings as BfdSettings, packet::State as BfdState},
     bgp::{
-        driver::{HEARTBEAT_MAX, LOOK_INTERVAL},
         machine::{BfdUse, Mode, PeerAs, Settings},
         values::{AsNumber, Family, HoldTime, Identifier, RestartTime},
     },
     eligibility::VipFacts,
+    silence::{HEARTBEAT_MAX, LOOK_INTERVAL},
 };
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_userspace::announce::{bfd::machine::Event as BfdEvent, bgp::driver::HEARTBEAT_MAX};
+use lb_userspace::announce::{bfd::machine::Event as BfdEvent, silence::HEARTBEAT_MAX};
 
 use super::{
     Trace, Violation,

@@ -9,11 +9,11 @@ use lb_userspace::announce::{
     },
     bgp::{
         damping::Damping,
-        driver::Silence,
         machine::{Action, Cause, Event, InterfaceAddresses, Peer, RestartFacts, Stage, State},
         packet::{Frame, MessageType, Notification, cease, code, read_end_of_rib},
         values::Family,
     },
+    silence::Silence,
 };
 
 use super::{

@@ -13,12 +13,13 @@ use super::{
     signatures::Signatures,
     wanted::{Wanted, WantedPeer},
 };
-use crate::announce::bgp::machine::{CeaseReason, RestartFacts};
+use crate::announce::{
+    bgp::machine::{CeaseReason, RestartFacts},
+    silence::LOOK_INTERVAL,
+};
 
 /// Peers of a node: far more than a node has routers.
 const PEERS_MAX: usize = 256;
-/// How often what is not told is looked at, where there are peers: counters, addresses, the engine's beats.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Octets read at a time.
 const READ_OCTETS: usize = 65_536;
 

@@ -1,14 +1,16 @@
-//! Whether the engine has fallen silent.
+//! Whether the engine has fallen silent, as the threads of virtual routers and of BGP find out.
 
 use std::time::Duration;
 
-use super::{HEARTBEAT_MAX, LOOK_INTERVAL};
-
-/// From one turn of the thread to the next, where it has peers: several times as long as it waits, which is no longer than
-/// [`LOOK_INTERVAL`].
+/// Longest silence of the engine: ten of its ticks, of which a plan of everything takes two.
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(10);
+/// How often a thread looks at what it is not told of, where it has anything to do: the engine's beats among it.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// From one turn of the thread to the next, where it has anything to do: several times as long as it waits, which is no longer
+/// than [`LOOK_INTERVAL`].
 const TURN_MAX: Duration = LOOK_INTERVAL.saturating_mul(4);
 
-/// How the thread of BGP misses an engine that hangs. Times are of any clock that goes on while the machine sleeps.
+/// How a thread misses an engine that hangs. Times are of any clock that goes on while the machine sleeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Silence {
     /// The last turn of the thread.
